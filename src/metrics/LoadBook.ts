@@ -1,0 +1,105 @@
+/**
+ * The worker's load as data: what came in since the last report, what is being worked on, what the autoscaler may forget.
+ *
+ * Every request enters once, by `begin` or `reject`, and every request that has a `request_idx` leaves once, through
+ * `deleting`. The sums are taken whole for a report and given back if it did not arrive, so that nothing which is booked
+ * meanwhile is lost (wire section 8, "Ours").
+ */
+import type { DeletedRequest, RequestStatus } from "../protocol/Report.ts"
+
+/**
+ * Work to be booked. `workload` is in workload units, `enteredQueueAt` in epoch seconds. A request in a session adds to the
+ * sums only: to the autoscaler it is part of the session, whose `request_idx` it bears.
+ */
+export interface Work {
+  readonly kind: "request" | "session" | "request in session"
+  readonly requestIdx: number | undefined
+  readonly workload: number
+  readonly enteredQueueAt: number
+}
+
+/** Sums of workload since the last report that arrived. */
+export interface Sums {
+  readonly received: number
+  readonly cancelled: number
+  readonly rejected: number
+  readonly served: number
+}
+
+export interface LoadBook {
+  sums: Sums
+  requestsReceived: number
+  readonly working: Set<Work>
+  readonly deleting: Array<DeletedRequest>
+}
+
+const nothing: Sums = { received: 0, cancelled: 0, rejected: 0, served: 0 }
+
+export const empty = (): LoadBook => ({ sums: nothing, requestsReceived: 0, working: new Set(), deleting: [] })
+
+const add = (a: Sums, b: Partial<Sums>): Sums => ({
+  received: a.received + (b.received ?? 0),
+  cancelled: a.cancelled + (b.cancelled ?? 0),
+  rejected: a.rejected + (b.rejected ?? 0),
+  served: a.served + (b.served ?? 0)
+})
+
+/** The work is received and under way. */
+export const begin = (book: LoadBook, work: Work): void => {
+  book.sums = add(book.sums, { received: work.workload })
+  if (work.kind === "request in session") return
+  book.requestsReceived += 1
+  book.working.add(work)
+}
+
+/** Work under way has ended at `now` (epoch seconds). */
+export const finish = (book: LoadBook, work: Work, status: "Success" | "Cancelled" | "Error", now: number): void => {
+  book.working.delete(work)
+  if (status === "Success") book.sums = add(book.sums, { served: work.workload })
+  if (status === "Cancelled") book.sums = add(book.sums, { cancelled: work.workload })
+  forget(book, work, status, { work_started_at: work.enteredQueueAt, work_completed_at: now })
+}
+
+/** The work was refused for want of room. */
+export const reject = (book: LoadBook, work: Work): void => {
+  book.sums = add(book.sums, { rejected: work.workload })
+  if (work.kind !== "request in session") book.requestsReceived += 1
+  forget(book, work, "Rejected", { work_started_at: 0, work_completed_at: 0 })
+}
+
+// Without a request_idx of its own the autoscaler never knew of the request, so there is nothing for it to forget.
+const forget = (
+  book: LoadBook,
+  work: Work,
+  status: RequestStatus,
+  times: Pick<DeletedRequest, "work_started_at" | "work_completed_at">
+): void => {
+  if (work.requestIdx === undefined || work.kind === "request in session") return
+  book.deleting.push({
+    request_idx: work.requestIdx,
+    // A client that went away got what it wanted: the platform counts a cancelled request as a success.
+    success: status === "Success" || status === "Cancelled",
+    status,
+    entered_queue_at: work.enteredQueueAt,
+    ...times
+  })
+}
+
+/** Takes the sums out of the book, for a report. */
+export const takeSums = (book: LoadBook): Sums => {
+  const sums = book.sums
+  book.sums = nothing
+  return sums
+}
+
+/** Puts back sums whose report did not arrive. */
+export const giveBack = (book: LoadBook, sums: Sums): void => {
+  book.sums = add(book.sums, sums)
+}
+
+/** The load under way, sessions included. Summed anew each time, so that no rounding error stays behind. */
+export const currentLoad = (book: LoadBook): number => {
+  let load = 0
+  for (const work of book.working) load += work.workload
+  return load
+}

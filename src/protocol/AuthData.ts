@@ -1,0 +1,69 @@
+/**
+ * `auth_data`: the autoscaler's signed word that a request may go to a worker (wire section 3).
+ *
+ * A client gets it from `/route/`, sends it back whole to the worker, and it stays the key to the session that it created.
+ */
+
+import { createHash, timingSafeEqual } from "node:crypto"
+import * as Schema from "effect/Schema"
+
+/** A load in workload units: a finite number that is not negative. */
+export const Workload = Schema.Finite.check(Schema.isGreaterThanOrEqualTo(0, { expected: "a number that is not negative" }))
+
+const DecimalString = Schema.String.check(Schema.isPattern(/^\d+(\.\d+)?$/, { expected: "a decimal number" }))
+
+/**
+ * The object as it travels. Only `url` is always there: a debug client (`VAST_DEBUG_WORKER_URL`) sends little else, and a
+ * missing `signature` is the signature check's to refuse. Fields that we do not know survive, because the SDK compares and
+ * returns the object whole.
+ */
+export const AuthData = Schema.StructWithRest(
+  Schema.Struct({
+    url: Schema.String,
+    signature: Schema.optionalKey(Schema.String),
+    endpoint: Schema.optionalKey(Schema.String),
+    cost: Schema.optionalKey(Schema.Union([Workload, DecimalString])),
+    reqnum: Schema.optionalKey(Schema.Int),
+    request_idx: Schema.optionalKey(Schema.Int)
+  }),
+  [Schema.Record(Schema.String, Schema.Json)]
+)
+export type AuthData = typeof AuthData.Type
+
+/** The workload of a request whose `auth_data` does not say: the SDK's own default. */
+export const defaultCost = 100
+
+/** The workload that a request brings, in workload units. */
+export const workload = (auth: AuthData): number => Number(auth.cost ?? defaultCost)
+
+/**
+ * The exact bytes that the autoscaler signs: Python's `json.dumps({"url": url}, indent=4, sort_keys=True)`, which escapes
+ * every character outside ASCII.
+ */
+export const signedMessage = (url: string): string => {
+  const escaped = JSON.stringify(url).replace(
+    /[\u007f-\uffff]/g,
+    (unit) => `\\u${unit.charCodeAt(0).toString(16).padStart(4, "0")}`
+  )
+  return `{\n    "url": ${escaped}\n}`
+}
+
+/** Equal for two JSON values exactly when Python would find the values equal, whatever the order of their keys. */
+export interface Fingerprint {
+  readonly digest: Buffer
+}
+
+const canonical = (value: unknown): string => {
+  if (Array.isArray(value)) return `[${value.map(canonical).join()}]`
+  if (typeof value !== "object" || value === null) return JSON.stringify(value)
+  const entries = Object.entries(value).sort(([a], [b]) => (a < b ? -1 : 1))
+  return `{${entries.map(([key, item]) => `${JSON.stringify(key)}:${canonical(item)}`).join()}}`
+}
+
+/** Takes the fingerprint of an object that a client holds as its key to a session. */
+export const fingerprint = (auth: { readonly [key: string]: Schema.Json }): Fingerprint => ({
+  digest: createHash("sha256").update(canonical(auth)).digest()
+})
+
+/** Compares by value in a time that does not depend on where two objects differ. */
+export const sameFingerprint = (a: Fingerprint, b: Fingerprint): boolean => timingSafeEqual(a.digest, b.digest)

@@ -1,0 +1,52 @@
+/**
+ * What the user's own queue consumer on the instance speaks to, on loopback (wire sections 2 and 6).
+ */
+
+import { createServer } from "node:http"
+import * as Context from "effect/Context"
+import * as Effect from "effect/Effect"
+import * as HttpRouter from "effect/http/HttpRouter"
+import type { ServeError } from "effect/http/HttpServerError"
+import * as HttpServerResponse from "effect/http/HttpServerResponse"
+import * as Layer from "effect/Layer"
+import * as Option from "effect/Option"
+import { WorkerConfig } from "../config.ts"
+import type { Released } from "../protocol/SessionApi.ts"
+import { Sessions } from "../session/Session.ts"
+import { listen } from "./WorkerServer.ts"
+
+export class ControlServer extends Context.Service<
+  ControlServer,
+  {
+    /** The consumer is done: closes whatever session is open and says which. */
+    readonly release: Effect.Effect<typeof Released.Type>
+  }
+>()("null-pyworker/ControlServer") {}
+
+const make = Effect.gen(function* () {
+  const sessions = yield* Sessions
+  return ControlServer.of({
+    release: Effect.map(sessions.closeAll("consumer"), (session_ids) =>
+      session_ids.length > 0 ? { released: true, session_ids } : { released: false, reason: "no active session" }
+    )
+  })
+})
+
+const routes = Layer.unwrap(
+  Effect.gen(function* () {
+    const { healthUrl } = yield* WorkerConfig
+    const { release } = yield* ControlServer
+    const releaseRoute = HttpRouter.add(
+      "POST",
+      "/release",
+      Effect.map(release, (answer) => HttpServerResponse.jsonUnsafe(answer))
+    )
+    if (Option.isSome(healthUrl)) return releaseRoute
+    return Layer.merge(releaseRoute, HttpRouter.add("GET", "/health", HttpServerResponse.jsonUnsafe({ ok: true })))
+  })
+)
+
+/** Serves the consumer on `NULL_CONTROL_PORT`; with `/health` where the consumer has no health URL of its own. */
+export const layer: Layer.Layer<ControlServer, ServeError, WorkerConfig | Sessions> = Layer.unwrap(
+  Effect.map(WorkerConfig, ({ controlPort }) => listen(routes, createServer(), { port: controlPort, host: "127.0.0.1" }))
+).pipe(Layer.provideMerge(Layer.effect(ControlServer, make)))
