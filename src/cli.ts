@@ -2,20 +2,25 @@
 /**
  * The `null-pyworker` command.
  */
+import * as NodeHttpClient from "@effect/platform-node/NodeHttpClient"
 import * as NodeRuntime from "@effect/platform-node/NodeRuntime"
 import * as NodeServices from "@effect/platform-node/NodeServices"
 import * as Cause from "effect/Cause"
 import * as Console from "effect/Console"
 import * as Command from "effect/cli/Command"
+import * as Flag from "effect/cli/Flag"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
+import * as Option from "effect/Option"
 import * as References from "effect/References"
 import * as Runtime from "effect/Runtime"
+import * as Schema from "effect/Schema"
 import pkg from "../package.json" with { type: "json" }
 import { logConfig } from "./config.ts"
 import * as Main from "./main.ts"
+import { HttpUrl } from "./protocol/SessionApi.ts"
 
 const logging = Layer.unwrap(
   Effect.map(logConfig, ({ format, level }) =>
@@ -27,12 +32,107 @@ const logging = Layer.unwrap(
 )
 
 const worker = Command.make("worker", {}, () => Main.run).pipe(
-  Command.withDescription("Run the worker on this instance; the environment says how (see the README)")
+  Command.withDescription("Run the worker on this instance; the environment says how")
 )
+
+const number = (name: string, fallback: number, description: string) =>
+  Flag.Finite(name).pipe(
+    Flag.withSchema(Schema.Finite.check(Schema.isGreaterThanOrEqualTo(0))),
+    Flag.withDefault(fallback),
+    Flag.withDescription(`${description} (${fallback})`)
+  )
+const url = (name: string, description: string) =>
+  Flag.String(name).pipe(Flag.withSchema(HttpUrl), Flag.withDescription(description), Flag.optional)
+
+// The client and the control plane are loaded when they are asked for: a worker starts without them.
+const display = Layer.unwrap(
+  Effect.map(
+    Effect.promise(() => import("./client/Plan.ts")),
+    ({ layerDisplay }) => layerDisplay(process.stdout.isTTY === true)
+  )
+)
+
+const client = Command.make(
+  "client",
+  {
+    endpoint: Flag.String("endpoint").pipe(Flag.withDescription("Name of the endpoint whose workers to reserve")),
+    instance: Flag.Literals("instance", ["prod", "alpha", "candidate", "local"]).pipe(
+      Flag.withDefault("prod"),
+      Flag.withDescription("Instance of the platform (prod)")
+    ),
+    autoscaler: url("autoscaler", "URL of the autoscaler, instead of the instance's"),
+    web: url("web", "URL of the web API, instead of the instance's"),
+    hold: number("hold", 180, "Seconds to hold the reservation"),
+    demo: Flag.Boolean("demo").pipe(
+      Flag.withDefault(false),
+      Flag.withDescription("Hold three reservations that start and end one after the other")
+    ),
+    interval: number("interval", 30, "Seconds between two starts, and between two ends, of --demo"),
+    plateau: number("plateau", 300, "Seconds that --demo holds all three")
+  },
+  Effect.fn(function* (flags) {
+    const { hold, staircase } = yield* Effect.promise(() => import("./client/Plan.ts"))
+    const Serverless = yield* Effect.promise(() => import("./client/Serverless.ts"))
+    const platform = Serverless.platforms[flags.instance]
+    yield* Effect.gen(function* () {
+      const endpoint = yield* (yield* Serverless.Serverless).getEndpoint(flags.endpoint)
+      yield* flags.demo ? staircase(endpoint, flags) : hold(endpoint, { seconds: flags.hold })
+    }).pipe(
+      Effect.provide(
+        Serverless.layer({
+          web: Option.getOrElse(flags.web, () => platform.web),
+          autoscaler: Option.getOrElse(flags.autoscaler, () => platform.autoscaler)
+        })
+      ),
+      Effect.provide([display, NodeHttpClient.layerNodeHttp])
+    )
+  })
+).pipe(Command.withDescription("Reserve workers of an endpoint, with the key in VAST_API_KEY; Ctrl-C ends what is open"))
+
+const local = Command.make(
+  "local",
+  {
+    port: Flag.Int("port").pipe(Flag.withDefault(8080), Flag.withDescription("Loopback port of the control plane (8080)")),
+    tls: Flag.Boolean("tls").pipe(
+      Flag.withDefault(false),
+      Flag.withDescription("Workers speak TLS, with certificates of a development authority")
+    ),
+    demo: Flag.Boolean("demo").pipe(
+      Flag.withDefault(false),
+      Flag.withDescription("Show three staggered sessions, sum up, and end")
+    ),
+    maxWorkers: number("max-workers", 3, "Workers at most, cold ones included"),
+    minLoad: number("min-load", 0, "Load to keep workers for, whether it is there or not"),
+    targetUtil: number("target-util", 1, "Share of the workers' capacity to plan with"),
+    maxQueueTime: number("max-queue-time", 0, "Seconds of queue above which a worker gets no request"),
+    targetQueueTime: number("target-queue-time", 0, "Seconds in which queued requests shall be served"),
+    inactivityTimeout: number("inactivity-timeout", 2, "Seconds without load after which a worker may go"),
+    coldWorkers: number("cold-workers", 0, "Workers to keep, stopped, for the next start")
+  },
+  Effect.fn(function* (flags) {
+    const Local = yield* Effect.promise(() => import("./local/Local.ts"))
+    const options = {
+      port: flags.port,
+      tls: flags.tls,
+      parameters: {
+        max_workers: flags.maxWorkers,
+        min_load: flags.minLoad,
+        target_util: flags.targetUtil,
+        max_queue_time: flags.maxQueueTime,
+        target_queue_time: flags.targetQueueTime,
+        inactivity_timeout: flags.inactivityTimeout,
+        cold_workers: flags.coldWorkers
+      }
+    }
+    yield* (flags.demo ? Local.demo(options, { interval: 2, plateau: 3 }) : Local.run(options)).pipe(
+      Effect.provide([display, NodeHttpClient.layerNodeHttp])
+    )
+  })
+).pipe(Command.withDescription("Run Vast Serverless on this machine: autoscaler, web API, and workers as processes"))
 
 const command = Command.make("null-pyworker").pipe(
   Command.withDescription("Reserve Vast.ai Serverless workers for your own job queue"),
-  Command.withSubcommands([worker])
+  Command.withSubcommands([worker, client, local])
 )
 
 // Being told to stop is no failure.
@@ -42,7 +142,8 @@ const teardown: Runtime.Teardown = (exit, onExit) =>
 command.pipe(
   Command.run({ version: pkg.version }),
   Effect.provide(logging),
-  Effect.tapErrorTag("ConfigRefused", ({ message }) => Console.error(message)),
+  // Typed failures are told in one line; the command parser has told its own already.
+  Effect.tapError((error) => (error._tag === "ShowHelp" ? Effect.void : Console.error(error.message))),
   Effect.provide(NodeServices.layer),
-  NodeRuntime.runMain({ disableErrorReporting: true, teardown })
+  NodeRuntime.runMain({ teardown })
 )

@@ -66,7 +66,7 @@ const make = Effect.fnUntraced(function* (identity: ReportIdentity, transport: T
   const book = LoadBook.empty()
   const disk = yield* diskUsage
   const condition = { loadtime: 0, maxPerf: 0, error: "" }
-  const statusChanged = yield* Latch.make(true)
+  const statusChanged = yield* Latch.make(false)
   const deletesWaiting = yield* Latch.make(false)
   const stopping = yield* Latch.make(false)
 
@@ -113,8 +113,11 @@ const make = Effect.fnUntraced(function* (identity: ReportIdentity, transport: T
 
   // Ends after one last report once the worker stops.
   const reportWhen = Effect.fnUntraced(function* (changed: Latch.Latch, send: Effect.Effect<void, ReportFailed>) {
+    // A worker that is ready within the first second says so in its first report, instead of a second after it.
+    let patience = spacing
     while (true) {
-      yield* Effect.raceFirst(changed.await, stopping.await).pipe(Effect.timeoutOption(heartbeat))
+      yield* Effect.raceFirst(changed.await, stopping.await).pipe(Effect.timeoutOption(patience))
+      patience = heartbeat
       const last = Latch.isOpen(stopping)
       yield* changed.close
       yield* send.pipe(

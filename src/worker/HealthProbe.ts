@@ -67,7 +67,10 @@ export class ScriptedHealth extends Context.Service<
 export const layerTest: Layer.Layer<HealthProbe | ScriptedHealth> = Layer.effectContext(
   Effect.sync(() => {
     let answer: Effect.Effect<void, HealthCheckFailed> = new HealthCheckFailed({ reason: "not started" })
-    const say = (next: typeof answer) => Effect.sync(() => void (answer = next))
+    const say = (next: typeof answer) =>
+      Effect.sync(() => {
+        answer = next
+      })
     return Context.make(HealthProbe, { check: Effect.suspend(() => answer) }).pipe(
       Context.add(ScriptedHealth, {
         healthy: say(Effect.void),
