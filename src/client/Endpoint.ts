@@ -20,9 +20,9 @@ import { NoWorkerInTime, RequestFailed, Unauthorised } from "./Errors.ts"
 import * as Session from "./Session.ts"
 import { backoff, isTransient, post, refused } from "./Transport.ts"
 
-/** What a request waits for: a worker to be free (`queued`), or the next try after one that failed (`retrying`). */
+/** What a request waits for: a worker to be free (`queued`), or the next try after a worker did not take it, and why. */
 export interface Waiting {
-  readonly state: "queued" | "retrying"
+  readonly state: "queued" | `retrying (${string})`
   readonly attempt: number
   readonly seconds: number
 }
@@ -142,10 +142,10 @@ export const make = ({ accountKey, autoscaler, client, clientFor, job }: Connect
         url,
         { auth_data: auth, session_id: null, payload: request.payload },
         request.timeout
-      ).pipe(Effect.catchTag("WorkerGone", ({ reason }) => Effect.succeed({ status: 503, body: reason })))
+      ).pipe(Effect.catchTag("WorkerGone", ({ reason }) => Effect.succeed({ status: 503, body: null, reason })))
       if (answer.status < 300) return { auth, client: workerClient, body: answer.body }
       if (!isTransient(answer.status)) return yield* refused(url, answer)
-      yield* wait("retrying", yield* backoff(attempt))
+      yield* wait(`retrying (${answer.reason ?? `status ${answer.status}`})`, yield* backoff(attempt))
     }
   })
 

@@ -61,8 +61,9 @@ const make = Effect.fnUntraced(function* (platform: Platform, key: Redacted.Reda
     Effect.flatMap(HttpClientResponse.filterStatusOk),
     Effect.flatMap((response) => response.text),
     Effect.mapError((error) => new RequestFailed({ what: "the root certificate of the workers", reason: error.message })),
+    // Fresh, because a layer is shared by reference, and the platform's own client must stay another one.
     Effect.flatMap((root) =>
-      Layer.buildWithScope(NodeHttpClient.layerNodeHttpOptions({ ca: [...rootCertificates, root] }), scope)
+      Layer.buildWithScope(Layer.fresh(NodeHttpClient.layerNodeHttpOptions({ ca: [...rootCertificates, root] })), scope)
     ),
     Effect.map(Context.get(HttpClient.HttpClient)),
     Effect.cached

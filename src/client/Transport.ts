@@ -22,6 +22,8 @@ export const isTransient = (status: number) => status === 408 || status === 429 
 export interface Answer {
   readonly status: number
   readonly body: Schema.Json
+  /** Why there is no answer, where the status is ours. */
+  readonly reason?: string
 }
 
 /**
