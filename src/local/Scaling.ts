@@ -44,14 +44,13 @@ export const decide = (parameters: EndpointParameters, queued: number, workers: 
   const perf = workers.length === 0 ? defaultPerf : workers.reduce((sum, worker) => sum + worker.perf, 0) / workers.length
   // A tiny slack, so that sums of fractional loads do not ask for one worker too many.
   const wanted = Math.min(parameters.max_workers, Math.ceil(wantedCapacity(parameters, { working, queued }) / perf - 1e-9))
-  const surplus = workers.length - wanted
-  if (surplus <= 0) return { start: -surplus, stop: [] }
+  if (wanted >= workers.length) return { start: wanted - workers.length, stop: [] }
   const idle = workers.filter((worker) => worker.load === 0 && worker.idleFor >= parameters.inactivity_timeout)
   return {
     start: 0,
     stop: idle
       .sort((a, b) => b.idleFor - a.idleFor)
-      .slice(0, surplus)
+      .slice(0, workers.length - wanted)
       .map((worker) => worker.id)
   }
 }
