@@ -142,8 +142,9 @@ const teardown: Runtime.Teardown = (exit, onExit) =>
 command.pipe(
   Command.run({ version: pkg.version }),
   Effect.provide(logging),
-  // Typed failures are told in one line; the command parser has told its own already.
+  // Typed failures are told in one line; the command parser has told its own already. The rest are our mistakes.
   Effect.tapError((error) => (error._tag === "ShowHelp" ? Effect.void : Console.error(error.message))),
+  Effect.tapDefect((defect) => Effect.logFatal(defect)),
   Effect.provide(NodeServices.layer),
-  NodeRuntime.runMain({ teardown })
+  NodeRuntime.runMain({ disableErrorReporting: true, teardown })
 )
