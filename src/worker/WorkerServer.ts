@@ -125,6 +125,10 @@ const updateRoute = HttpRouter.use(
 const sameSecret = (a: string, b: string) =>
   timingSafeEqual(createHash("sha256").update(a).digest(), createHash("sha256").update(b).digest())
 
+/** The routes of the public port, with these handlers' and the answers to every refusal; for a server of any kind. */
+export const routes = (handlers: ReadonlyArray<Handler>) =>
+  Layer.mergeAll(endSession, sessionRoutes, updateRoute, Refusals.layer, ...handlers)
+
 /** How long requests in flight may take once the server stops. */
 const grace = "1 second"
 
@@ -134,7 +138,7 @@ export const listen = <A, E, R>(
   server: Server,
   options: { readonly port: number; readonly host?: string }
 ) =>
-  HttpRouter.serve(Layer.merge(routes, Refusals.layer), { disableLogger: true, disableListenLog: true }).pipe(
+  HttpRouter.serve(routes, { disableLogger: true, disableListenLog: true }).pipe(
     Layer.provide(Layer.effectDiscard(Effect.addFinalizer(() => Effect.sync(() => server.closeAllConnections())))),
     Layer.provide(NodeHttpServer.layer(() => server, { ...options, gracefulShutdownTimeout: grace }))
   )
@@ -153,10 +157,9 @@ export const layer = (
     Effect.gen(function* () {
       const config = yield* WorkerConfig
       const server = yield* Option.match(config.tls, { onNone: () => Effect.sync(() => createServer()), onSome: tlsServer })
-      const routes = Layer.mergeAll(endSession, sessionRoutes, updateRoute, ...handlers)
       return Layer.mergeAll(
-        listen(routes, server, { port: config.port }),
-        listen(endSession, createServer(), { port: config.httpPort, host: loopback })
+        listen(routes(handlers), server, { port: config.port }),
+        listen(Layer.merge(endSession, Refusals.layer), createServer(), { port: config.httpPort, host: loopback })
       )
     })
   )
