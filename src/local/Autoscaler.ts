@@ -286,11 +286,13 @@ const make = Effect.fnUntraced(function* (settings: Settings) {
 
   const describe = (worker: Worker): WorkerInfo => ({
     id: worker.id,
-    status: worker.state,
+    // A ready worker is called idle by the platform, whether it has load or not.
+    status: worker.state === "ready" ? "idle" : worker.state,
     cur_load: worker.report?.cur_load ?? 0,
     new_load: worker.report?.new_load ?? 0,
     cur_perf: worker.report?.cur_perf ?? 0,
     perf: worker.report?.max_perf ?? 0,
+    measured_perf: worker.report?.max_perf ?? 0,
     reqs_working: worker.report?.num_requests_working ?? 0,
     loaded_at: worker.loadedAtEpoch,
     started_at: worker.startedAtEpoch
@@ -305,6 +307,7 @@ const make = Effect.fnUntraced(function* (settings: Settings) {
       new_load: 0,
       cur_perf: 0,
       perf: 0,
+      measured_perf: 0,
       reqs_working: 0,
       loaded_at: 0,
       started_at: 0

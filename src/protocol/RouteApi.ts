@@ -54,6 +54,7 @@ export const WorkerInfo = Schema.Struct({
   new_load: Figure,
   cur_perf: Figure,
   perf: Figure,
+  measured_perf: Figure,
   reqs_working: Figure,
   loaded_at: Figure,
   started_at: Figure

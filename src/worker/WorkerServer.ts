@@ -132,6 +132,12 @@ export const routes = (handlers: ReadonlyArray<Handler>) =>
 /** How long requests in flight may take once the server stops. */
 const grace = "1 second"
 
+/**
+ * Idle connections are kept longer than any client keeps them (the SDK: 15 s), so that it is never us who close one that a
+ * client is about to use: the SDK would take that for a lost worker, and its session for lost.
+ */
+const keepAlive = 75_000
+
 /** Serves routes on a Node server of their own, and leaves no connection behind. */
 export const listen = <A, E, R>(
   routes: Layer.Layer<A, E, R>,
@@ -140,7 +146,7 @@ export const listen = <A, E, R>(
 ) =>
   HttpRouter.serve(routes, { disableLogger: true, disableListenLog: true }).pipe(
     Layer.provide(Layer.effectDiscard(Effect.addFinalizer(() => Effect.sync(() => server.closeAllConnections())))),
-    Layer.provide(NodeHttpServer.layer(() => server, { ...options, gracefulShutdownTimeout: grace }))
+    Layer.provide(NodeHttpServer.layer(() => Object.assign(server, { keepAliveTimeout: keepAlive }), { ...options, gracefulShutdownTimeout: grace }))
   )
 
 const loopback = "127.0.0.1"

@@ -105,10 +105,10 @@ describe("Serverless", () => {
   it.effect("lists the endpoint's workers, whatever figures they have", () =>
     Effect.gen(function* () {
       const { endpoint, to } = platform({
-        "/get_endpoint_workers/": [{ body: [{ id: 3, status: "ready", cur_load: 100, new: 1 }, { id: 4 }] }]
+        "/get_endpoint_workers/": [{ body: [{ id: 3, status: "idle", cur_load: 100, new: 1 }, { id: 4 }] }]
       })
       const workers = yield* (yield* endpoint).workers
-      assert.deepInclude(workers[0], { id: 3, status: "ready", cur_load: 100 })
+      assert.deepInclude(workers[0], { id: 3, status: "idle", cur_load: 100 })
       assert.deepInclude(workers[1], { id: 4, status: "UNKNOWN", reqs_working: 0 })
       assert.deepStrictEqual(to("/get_endpoint_workers/")[0]?.body, { id: 5, api_key: "key" })
     })

@@ -76,7 +76,7 @@ describe("the control plane", () => {
   it("replaces a worker whose process dies", async () => {
     await using plane = await startControlPlane("--min-load", "100", "--max-workers", "1")
     const ready = (id: number) => async () =>
-      (await plane.workers()).some((worker) => worker.id === id && worker.status === "ready")
+      (await plane.workers()).some((worker) => worker.id === id && worker.status === "idle")
     await eventually("ready", ready(1))
     const pid = Number(/worker=1 pid=(\d+)/.exec(plane.output())?.[1])
     process.kill(pid, "SIGKILL")
@@ -85,7 +85,7 @@ describe("the control plane", () => {
 
   it("stops its workers when it is stopped", async () => {
     await using plane = await startControlPlane("--min-load", "200", "--max-workers", "2")
-    await eventually("ready", async () => (await plane.workers()).filter((worker) => worker.status === "ready").length === 2)
+    await eventually("ready", async () => (await plane.workers()).filter((worker) => worker.status === "idle").length === 2)
     const pids = Array.from(plane.output().matchAll(/pid=(\d+)/g), ([, pid]) => Number(pid))
     assert.strictEqual(pids.length, 2)
     assert.strictEqual(await plane.stop("SIGINT"), 0)
