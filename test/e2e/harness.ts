@@ -79,8 +79,12 @@ export interface Run {
 }
 
 /** Runs the built command with nothing but this environment. */
-export const run = (args: ReadonlyArray<string>, environment: Record<string, string> = {}): Run => {
-  const child = spawn(process.execPath, [command, ...args], { env: { PATH: process.env.PATH, ...environment } })
+export const run = (args: ReadonlyArray<string>, environment: Record<string, string> = {}): Run =>
+  launch(process.execPath, [command, ...args], environment)
+
+/** Runs a program with nothing but this environment. */
+export const launch = (program: string, args: ReadonlyArray<string>, environment: Record<string, string>): Run => {
+  const child = spawn(program, args, { env: { PATH: process.env.PATH, ...environment } })
   let output = ""
   for (const stream of [child.stdout, child.stderr]) {
     stream.on("data", (chunk) => {
