@@ -146,7 +146,12 @@ export const listen = <A, E, R>(
 ) =>
   HttpRouter.serve(routes, { disableLogger: true, disableListenLog: true }).pipe(
     Layer.provide(Layer.effectDiscard(Effect.addFinalizer(() => Effect.sync(() => server.closeAllConnections())))),
-    Layer.provide(NodeHttpServer.layer(() => Object.assign(server, { keepAliveTimeout: keepAlive }), { ...options, gracefulShutdownTimeout: grace }))
+    Layer.provide(
+      NodeHttpServer.layer(() => Object.assign(server, { keepAliveTimeout: keepAlive }), {
+        ...options,
+        gracefulShutdownTimeout: grace
+      })
+    )
   )
 
 const loopback = "127.0.0.1"
