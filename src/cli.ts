@@ -46,10 +46,15 @@ const url = (name: string, description: string) =>
 
 // The client and the control plane are loaded when they are asked for: a worker starts without them.
 const display = Layer.unwrap(
-  Effect.map(
-    Effect.promise(() => import("./client/Plan.ts")),
-    ({ layerDisplay }) => layerDisplay(process.stdout.isTTY === true)
-  )
+  Effect.gen(function* () {
+    const { layerDisplay } = yield* Effect.promise(() => import("./client/Plan.ts"))
+    const { format } = yield* logConfig
+    return layerDisplay({
+      write: (text) => process.stdout.write(text),
+      live: process.stdout.isTTY === true,
+      logFormat: format === "json" ? Logger.formatJson : Logger.formatLogFmt
+    })
+  })
 )
 
 const client = Command.make(

@@ -7,8 +7,8 @@ import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Layer from "effect/Layer"
+import * as Logger from "effect/Logger"
 import * as Scope from "effect/Scope"
-import * as Terminal from "effect/Terminal"
 import type { Endpoint, RequestError, Waiting } from "./Endpoint.ts"
 import type { Session, SessionError } from "./Session.ts"
 
@@ -24,32 +24,32 @@ export class Display extends Context.Service<
 
 const eraseLine = "\r\u001b[K"
 
-/** On a terminal the waiting is one live line below what was said; elsewhere each news of it is a line. */
-export const layerDisplay = (live: boolean): Layer.Layer<Display, never, Terminal.Terminal> =>
-  Layer.effect(
-    Display,
-    Effect.gen(function* () {
-      const terminal = yield* Terminal.Terminal
-      const states = new Map<string, string>()
-      const print = (text: string) => Effect.ignore(terminal.display(text))
-      if (!live) {
-        return {
-          say: (line) => print(`${line}\n`),
-          waiting: (who, state) => (state === "" ? Effect.void : print(`${who} ${state}\n`))
-        }
-      }
-      const statusLine = () => Array.from(states, ([who, state]) => `${who} ${state}`).join(" | ")
-      return {
-        say: (line) => Effect.suspend(() => print(`${eraseLine}${line}\n${statusLine()}`)),
-        waiting: (who, state) =>
-          Effect.suspend(() => {
-            if (state === "") states.delete(who)
-            else states.set(who, state)
-            return print(`${eraseLine}${statusLine()}`)
-          })
-      }
-    })
+/**
+ * On a terminal the waiting is one live line below what is said and logged; elsewhere each news of it is a line of its own.
+ */
+export const layerDisplay = (options: {
+  readonly write: (text: string) => void
+  readonly live: boolean
+  readonly logFormat: Logger.Logger<unknown, string>
+}): Layer.Layer<Display> => {
+  const { live, logFormat, write } = options
+  const states = new Map<string, string>()
+  const statusLine = () => Array.from(states, ([who, state]) => `${who} ${state}`).join(" | ")
+  const print = (line: string) => write(live ? `${eraseLine}${line}\n${statusLine()}` : `${line}\n`)
+  return Layer.merge(
+    Layer.succeed(Display, {
+      say: (line) => Effect.sync(() => print(line)),
+      waiting: (who, state) =>
+        Effect.sync(() => {
+          if (state === "") states.delete(who)
+          else states.set(who, state)
+          if (live) write(`${eraseLine}${statusLine()}`)
+          else if (state !== "") print(`${who} ${state}`)
+        })
+    }),
+    Logger.layer([Logger.map(logFormat, print)])
   )
+}
 
 const describe = ({ attempt, seconds, state }: Waiting) => `${state}, attempt ${attempt}, ${Math.round(seconds)} s`
 
