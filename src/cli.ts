@@ -12,29 +12,25 @@ import * as Flag from "effect/cli/Flag"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Layer from "effect/Layer"
-import * as Logger from "effect/Logger"
 import * as Option from "effect/Option"
-import * as References from "effect/References"
 import * as Runtime from "effect/Runtime"
 import * as Schema from "effect/Schema"
 import pkg from "../package.json" with { type: "json" }
-import { logConfig } from "./config.ts"
+import * as Scaling from "./local/Scaling.ts"
+import * as Logging from "./logging.ts"
 import * as Main from "./main.ts"
 import { HttpUrl } from "./protocol/SessionApi.ts"
-
-const logging = Layer.unwrap(
-  Effect.map(logConfig, ({ format, level }) =>
-    Layer.merge(
-      Logger.layer([format === "json" ? Logger.consoleJson : Logger.consoleLogFmt]),
-      Layer.succeed(References.MinimumLogLevel, level)
-    )
-  )
-)
 
 const worker = Command.make("worker", {}, () => Main.run).pipe(
   Command.withDescription("Run the worker on this instance; the environment says how")
 )
 
+const count = (name: string, fallback: number, description: string) =>
+  Flag.Int(name).pipe(
+    Flag.withSchema(Schema.Int.check(Schema.isGreaterThanOrEqualTo(0))),
+    Flag.withDefault(fallback),
+    Flag.withDescription(`${description} (${fallback})`)
+  )
 const number = (name: string, fallback: number, description: string) =>
   Flag.Finite(name).pipe(
     Flag.withSchema(Schema.Finite.check(Schema.isGreaterThanOrEqualTo(0))),
@@ -47,13 +43,12 @@ const url = (name: string, description: string) =>
 // The client and the control plane are loaded when they are asked for: a worker starts without them.
 const display = Layer.unwrap(
   Effect.gen(function* () {
-    const { layerDisplay } = yield* Effect.promise(() => import("./client/Plan.ts"))
-    const { format } = yield* logConfig
-    return layerDisplay({
+    const { layer } = yield* Effect.promise(() => import("./client/Display.ts"))
+    return layer({
       write: (text) => process.stdout.write(text),
       live: process.stdout.isTTY === true,
-      logFormat: format === "json" ? Logger.formatJson : Logger.formatLogFmt
-    })
+      logFormat: yield* Logging.format
+    }).pipe(Layer.provideMerge(Logging.layer))
   })
 )
 
@@ -106,13 +101,29 @@ const local = Command.make(
       Flag.withDefault(false),
       Flag.withDescription("Show three staggered sessions, sum up, and end")
     ),
-    maxWorkers: number("max-workers", 3, "Workers at most, cold ones included"),
-    minLoad: number("min-load", 0, "Load to keep workers for, whether it is there or not"),
-    targetUtil: number("target-util", 1, "Share of the workers' capacity to plan with"),
-    maxQueueTime: number("max-queue-time", 0, "Seconds of queue above which a worker gets no request"),
-    targetQueueTime: number("target-queue-time", 0, "Seconds in which queued requests shall be served"),
-    inactivityTimeout: number("inactivity-timeout", 2, "Seconds without load after which a worker may go"),
-    coldWorkers: number("cold-workers", 0, "Workers to keep, stopped, for the next start")
+    maxWorkers: count("max-workers", Scaling.defaults.max_workers, "Workers at most, cold ones included"),
+    minLoad: number("min-load", Scaling.defaults.min_load, "Load to keep workers for, whether it is there or not"),
+    targetUtil: Flag.Finite("target-util").pipe(
+      Flag.withSchema(Schema.Finite.check(Schema.isGreaterThan(0))),
+      Flag.withDefault(Scaling.defaults.target_util),
+      Flag.withDescription(`Share of the workers' capacity to plan with (${Scaling.defaults.target_util})`)
+    ),
+    maxQueueTime: number(
+      "max-queue-time",
+      Scaling.defaults.max_queue_time,
+      "Seconds of queue above which a worker gets no request"
+    ),
+    targetQueueTime: number(
+      "target-queue-time",
+      Scaling.defaults.target_queue_time,
+      "Seconds in which queued requests should be served"
+    ),
+    inactivityTimeout: number(
+      "inactivity-timeout",
+      Scaling.defaults.inactivity_timeout,
+      "Seconds without load after which a worker may go"
+    ),
+    coldWorkers: count("cold-workers", Scaling.defaults.cold_workers, "Workers to keep, stopped, for the next start")
   },
   Effect.fn(function* (flags) {
     const Local = yield* Effect.promise(() => import("./local/Local.ts"))
@@ -146,7 +157,6 @@ const teardown: Runtime.Teardown = (exit, onExit) =>
 
 command.pipe(
   Command.run({ version: pkg.version }),
-  Effect.provide(logging),
   // Typed failures are told in one line; the command parser has told its own already. The rest are our mistakes.
   Effect.tapError((error) => (error._tag === "ShowHelp" ? Effect.void : Console.error(error.message))),
   Effect.tapDefect((defect) => Effect.logFatal(defect)),

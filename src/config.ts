@@ -68,11 +68,14 @@ const read = Effect.fnUntraced(function* <A>(
   const text = yield* Effect.orDie(Config.option(Config.String(name)))
   if (Option.isSome(text)) {
     return yield* Schema.decodeEffect(codec)(text.value).pipe(
-      Effect.mapError(() => refused(name, `${name}=${JSON.stringify(text.value)}`, accepted))
+      Effect.mapError(() => refused(name, `${name}=${JSON.stringify(withoutUserInfo(text.value))}`, accepted))
     )
   }
   return fallback ?? (yield* refused(name, `${name} is not set`, accepted))
 })
+
+// A URL may have a password in it, even one that is no URL.
+const withoutUserInfo = (text: string) => text.replace(/\/\/[^/@]*@/g, "//***@")
 
 const refused = (variable: string, fact: string, accepted: string) =>
   new ConfigRefused({ variable, message: `${fact}: it must be ${accepted}` })

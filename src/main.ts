@@ -7,7 +7,8 @@ import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as References from "effect/References"
 import * as Schema from "effect/Schema"
-import { type ConfigRefused, reportIdentity, WorkerConfig, workerConfig } from "./config.ts"
+import { type ConfigRefused, logConfig, reportIdentity, WorkerConfig, workerConfig } from "./config.ts"
+import * as Logging from "./logging.ts"
 import * as MetricsReporter from "./metrics/MetricsReporter.ts"
 import * as Handler from "./worker/Handler.ts"
 import * as Worker from "./worker/Worker.ts"
@@ -17,6 +18,7 @@ export const ping = Handler.make({
   route: "/ping",
   payload: Schema.JsonObject,
   workload: () => 0,
+  parallel: true,
   run: () => Effect.succeed({ ok: true })
 })
 
@@ -28,14 +30,17 @@ const leaveInTime = Layer.effectDiscard(
 )
 
 /** Tells the autoscaler why there is no worker, for as long as `until` takes. */
-const reportFailure = <A>(reason: string, until: Effect.Effect<A>) =>
+const reportFailure = <A>(reason: string, until: (reporter: MetricsReporter.MetricsReporter["Service"]) => Effect.Effect<A>) =>
   Effect.flatMap(reportIdentity, (identity) =>
     Effect.gen(function* () {
       const reporter = yield* MetricsReporter.MetricsReporter
       yield* reporter.errored(`Worker Server failed to launch: ${reason}`)
-      return yield* until
+      return yield* until(reporter)
     }).pipe(Effect.provide(MetricsReporter.layerIdentity(identity)))
   )
+
+/** How long the autoscaler may take to be told of a setting that cannot be used. */
+const tellWithin = "8 seconds"
 
 const launch = (config: WorkerConfig["Service"]) =>
   leaveInTime.pipe(
@@ -49,18 +54,21 @@ const launch = (config: WorkerConfig["Service"]) =>
 const failed = ({ message }: { readonly message: string }) =>
   Effect.andThen(
     Effect.logError("worker failed to launch").pipe(Effect.annotateLogs({ reason: message })),
-    reportFailure(message, Effect.never)
+    reportFailure(message, () => Effect.never)
   )
 
 /**
  * Runs the null worker until it is interrupted, then closes what is open, delivers what is due, and ends.
  *
- * A setting that cannot be used is told to the autoscaler once, if that is possible, and fails the process.
+ * A setting that cannot be used is told to the autoscaler, if it listens, and then fails the process.
  */
-export const run: Effect.Effect<never, ConfigRefused> = workerConfig.pipe(
+export const run: Effect.Effect<never, ConfigRefused> = Effect.all([workerConfig, logConfig]).pipe(
   Effect.tapError(({ message }) =>
-    reportFailure(message, Effect.void).pipe(Effect.provideService(References.MinimumLogLevel, "None"), Effect.ignore)
+    reportFailure(message, ({ told }) => Effect.timeoutOption(told, tellWithin)).pipe(
+      Effect.provideService(References.MinimumLogLevel, "None"),
+      Effect.ignore
+    )
   ),
-  Effect.flatMap(launch),
+  Effect.flatMap(([config]) => Effect.provide(launch(config), Logging.layer)),
   Effect.provide([NodeHttpClient.layerNodeHttp, NodeFileSystem.layer])
 )

@@ -2,7 +2,6 @@
  * An endpoint as its callers use it: requests go through the autoscaler to whichever worker has room.
  */
 
-import * as Clock from "effect/Clock"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import { identity } from "effect/Function"
@@ -11,14 +10,16 @@ import * as HttpClientRequest from "effect/http/HttpClientRequest"
 import * as HttpClientResponse from "effect/http/HttpClientResponse"
 import * as Random from "effect/Random"
 import * as Redacted from "effect/Redacted"
+import * as Result from "effect/Result"
 import * as Schema from "effect/Schema"
 import type * as Scope from "effect/Scope"
 import { type AuthData, defaultCost } from "../protocol/AuthData.ts"
 import { type EndpointJob, RouteAnswer, type RouteRequest, WorkerInfo } from "../protocol/RouteApi.ts"
 import { defaultLifetime, type Reservation, SessionCreated } from "../protocol/SessionApi.ts"
-import { NoWorkerInTime, RequestFailed, Unauthorised } from "./Errors.ts"
+import * as Seconds from "../Seconds.ts"
+import { NoWorkerInTime, RequestFailed, type Unauthorised } from "./Errors.ts"
 import * as Session from "./Session.ts"
-import { backoff, isTransient, post, refused } from "./Transport.ts"
+import { backoff, isTransient, post, refused, refuseUnauthorised } from "./Transport.ts"
 
 /** What a request waits for: a worker to be free (`queued`), or the next try after a worker did not take it, and why. */
 export interface Waiting {
@@ -32,7 +33,7 @@ export interface RequestOptions {
   readonly cost?: number
   /** Seconds to wait for a worker; for ever unless given. */
   readonly timeout?: number
-  /** Told each time that the request has to wait on. */
+  /** Called each time the request has to keep waiting. */
   readonly onWaiting?: (waiting: Waiting) => Effect.Effect<void>
 }
 
@@ -75,9 +76,9 @@ const replayTimeout = 60
 /** Seconds that the autoscaler may take to answer, a worker to open a session, and to serve any other request. */
 const routeTimeout = 10
 const createTimeout = 10
+/** How often in a row the autoscaler may fail to answer, before a place in its queue is given up. */
+const toleratedHiccups = 5
 const requestTimeout = 600
-
-const seconds = Effect.map(Clock.monotonicTimeNanos, (nanos) => Number(nanos) / 1e9)
 
 export const make = ({ accountKey, autoscaler, client, clientFor, job }: Connection): Endpoint => {
   const ask = <A>(route: string, body: unknown, answer: Schema.Codec<A, unknown>) =>
@@ -86,7 +87,7 @@ export const make = ({ accountKey, autoscaler, client, clientFor, job }: Connect
       HttpClientRequest.bodyJsonUnsafe(body),
       client.execute,
       Effect.timeout(Duration.seconds(routeTimeout)),
-      Effect.tap(({ status }) => (status === 401 || status === 403 ? new Unauthorised({ by: autoscaler }) : Effect.void)),
+      Effect.tap(refuseUnauthorised(autoscaler)),
       Effect.flatMap(HttpClientResponse.filterStatusOk),
       Effect.flatMap(HttpClientResponse.schemaBodyJson(answer)),
       Effect.catchTag(["HttpClientError", "SchemaError", "TimeoutError"], (error) =>
@@ -102,14 +103,14 @@ export const make = ({ accountKey, autoscaler, client, clientFor, job }: Connect
     { cost = defaultCost, onWaiting, timeout }: RequestOptions,
     interruptible: <A, E>(self: Effect.Effect<A, E>) => Effect.Effect<A, E>
   ) {
-    const started = yield* seconds
+    const started = yield* Seconds.monotonic
     let requestIdx = 0
     let attempt = 0
 
     const wait = (state: Waiting["state"], pause: number) =>
       Effect.gen(function* () {
         attempt += 1
-        const waited = (yield* seconds) - started
+        const waited = (yield* Seconds.monotonic) - started
         if (timeout !== undefined && waited >= timeout) return yield* new NoWorkerInTime({ seconds: timeout })
         if (onWaiting !== undefined) yield* onWaiting({ state, attempt, seconds: waited })
         yield* Effect.sleep(Duration.seconds(timeout === undefined ? pause : Math.min(pause, timeout - waited)))
@@ -126,8 +127,17 @@ export const make = ({ accountKey, autoscaler, client, clientFor, job }: Connect
       return interruptible(ask("/route/", body, RouteAnswer))
     })
 
+    let hiccups = 0
     while (true) {
-      const routed = yield* route
+      const asked = yield* Effect.result(route)
+      if (Result.isFailure(asked)) {
+        hiccups += 1
+        if (asked.failure._tag === "Unauthorised" || hiccups === toleratedHiccups) return yield* Effect.fail(asked.failure)
+        yield* wait(`retrying (${asked.failure.message})`, yield* backoff(attempt))
+        continue
+      }
+      hiccups = 0
+      const routed = asked.success
       requestIdx = routed.request_idx ?? requestIdx
       if (!("url" in routed)) {
         const longest = yield* backoff(attempt)
@@ -136,7 +146,7 @@ export const make = ({ accountKey, autoscaler, client, clientFor, job }: Connect
       }
       const auth: AuthData = routed
       const url = `${auth.url}${request.route}`
-      const workerClient = yield* clientFor(auth.url)
+      const workerClient = yield* interruptible(clientFor(auth.url))
       const answer = yield* post(
         workerClient,
         url,

@@ -4,7 +4,9 @@
 import { rootCertificates } from "node:tls"
 import * as NodeHttpClient from "@effect/platform-node/NodeHttpClient"
 import * as Context from "effect/Context"
+import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
 import * as HttpClient from "effect/http/HttpClient"
 import * as HttpClientRequest from "effect/http/HttpClientRequest"
 import * as HttpClientResponse from "effect/http/HttpClientResponse"
@@ -14,7 +16,8 @@ import * as Schema from "effect/Schema"
 import { apiKey, type ConfigRefused } from "../config.ts"
 import { EndpointJobs } from "../protocol/RouteApi.ts"
 import * as Endpoint from "./Endpoint.ts"
-import { RequestFailed, Unauthorised } from "./Errors.ts"
+import { RequestFailed, type Unauthorised } from "./Errors.ts"
+import { refuseUnauthorised } from "./Transport.ts"
 
 /** The account has no endpoint of this name. */
 export class EndpointNotFound extends Schema.TaggedError<EndpointNotFound>()("EndpointNotFound", {
@@ -66,7 +69,11 @@ const make = Effect.fnUntraced(function* (platform: Platform, key: Redacted.Reda
       Layer.buildWithScope(Layer.fresh(NodeHttpClient.layerNodeHttpOptions({ ca: [...rootCertificates, root] })), scope)
     ),
     Effect.map(Context.get(HttpClient.HttpClient)),
-    Effect.cached
+    Effect.timeoutOrElse({
+      duration: "10 seconds",
+      orElse: () => new RequestFailed({ what: "the root certificate of the workers", reason: "no answer" })
+    }),
+    Effect.cachedWithTTL((exit) => (Exit.isSuccess(exit) ? Duration.infinity : Duration.zero))
   )
   const clientFor = (url: string) => (url.startsWith("https:") ? trusting : Effect.succeed(client))
 
@@ -75,7 +82,7 @@ const make = Effect.fnUntraced(function* (platform: Platform, key: Redacted.Reda
     HttpClientRequest.bearerToken(key),
     client.execute,
     Effect.timeout("30 seconds"),
-    Effect.tap(({ status }) => (status === 401 || status === 403 ? new Unauthorised({ by: platform.web }) : Effect.void)),
+    Effect.tap(refuseUnauthorised(platform.web)),
     Effect.flatMap(HttpClientResponse.filterStatusOk),
     Effect.flatMap(HttpClientResponse.schemaBodyJson(EndpointJobs)),
     Effect.catchTag(["HttpClientError", "SchemaError", "TimeoutError"], (error) =>

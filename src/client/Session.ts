@@ -4,9 +4,13 @@
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import type * as HttpClient from "effect/http/HttpClient"
+import * as Option from "effect/Option"
+import * as Result from "effect/Result"
+import * as Schedule from "effect/Schedule"
 import type * as Schema from "effect/Schema"
 import type { AuthData } from "../protocol/AuthData.ts"
-import { type RequestFailed, SessionEnded, type Unauthorised, type WorkerGone } from "./Errors.ts"
+import * as Seconds from "../Seconds.ts"
+import { type RequestFailed, SessionEnded, type Unauthorised, WorkerGone } from "./Errors.ts"
 import { backoff, isTransient, post, refused } from "./Transport.ts"
 
 export type SessionError = SessionEnded | WorkerGone | Unauthorised | RequestFailed
@@ -33,6 +37,12 @@ const requestTimeout = 600
 /** How often a request in a session is tried, because its worker cannot be exchanged for another. */
 const tries = 5
 
+/** Answers to `/session/end` after which there is no session any more: it was ended now, or before. */
+const hasEnded = new Set([200, 400, 410])
+
+/** Whether a ping that failed so may come through the next time. */
+const isRetriable = (error: SessionError) => error._tag === "WorkerGone" || error._tag === "RequestFailed"
+
 export const make = (options: {
   readonly id: string
   readonly auth: AuthData
@@ -42,34 +52,59 @@ export const make = (options: {
   const { auth, client, id, lifetime } = options
   const key = { session_id: id, session_auth: auth }
 
-  const request = Effect.fnUntraced(function* (route: string, payload: { readonly [key: string]: Schema.Json }) {
+  const send = Effect.fnUntraced(function* (route: string, payload: { readonly [key: string]: Schema.Json }, timeout: number) {
     const url = `${auth.url}${route}`
     for (let attempt = 1; ; attempt++) {
-      const answer = yield* post(client, url, { auth_data: auth, session_id: id, payload }, requestTimeout)
+      const answer = yield* post(client, url, { auth_data: auth, session_id: id, payload }, timeout)
       if (answer.status < 300) return answer.body
       if (answer.status === 410) return yield* new SessionEnded({ sessionId: id })
       if (!isTransient(answer.status) || attempt === tries) return yield* refused(url, answer)
       yield* Effect.sleep(Duration.seconds(yield* backoff(attempt)))
     }
   })
-  const ping = Effect.asVoid(request("/ping", {}))
+  const ping = Effect.asVoid(send("/ping", {}, sessionTimeout))
+
+  // Three pings a lifetime, and as long as the last one that came through still counts, more where one does not.
+  const keepAlive = Effect.gen(function* () {
+    let alive = yield* Seconds.monotonic
+    let pause = lifetime / 3
+    while (true) {
+      yield* Effect.sleep(Duration.seconds(pause))
+      const asked = yield* Seconds.monotonic
+      const pinged = yield* Effect.result(Effect.timeoutOption(ping, Duration.seconds(lifetime / 3)))
+      const lost = Result.isFailure(pinged) && !isRetriable(pinged.failure)
+      if (lost) return yield* Effect.fail(pinged.failure)
+      const arrived = Result.isSuccess(pinged) && Option.isSome(pinged.success)
+      if (arrived) alive = asked
+      else if ((yield* Seconds.monotonic) - alive >= lifetime) {
+        return yield* Result.isFailure(pinged)
+          ? Effect.fail(pinged.failure)
+          : new WorkerGone({ url: auth.url, reason: "no answer to any ping for a lifetime" })
+      }
+      pause = arrived ? lifetime / 3 : lifetime / 12
+    }
+  })
 
   return {
     id,
     url: auth.url,
     ping,
-    // Three chances a lifetime: one lost ping, or a slow one, does not lose the session.
-    keepAlive: Effect.forever(Effect.delay(ping, Duration.seconds(lifetime / 3))),
+    keepAlive,
     isOpen: Effect.flatMap(post(client, `${auth.url}/session/get`, key, sessionTimeout), (answer) => {
       if (answer.status === 200) return Effect.succeed(true)
       return answer.status === 400 ? Effect.succeed(false) : Effect.fail(refused(`${auth.url}/session/get`, answer))
     }),
-    request,
+    request: (route, payload) => send(route, payload, requestTimeout),
     end: post(client, `${auth.url}/session/end`, key, sessionTimeout).pipe(
-      Effect.flatMap(({ status }) => Effect.logDebug("session ended").pipe(Effect.annotateLogs({ session_id: id, status }))),
+      Effect.filterOrFail(
+        ({ status }) => hasEnded.has(status),
+        (answer) => refused("/session/end", answer)
+      ),
+      Effect.retry({ times: 2, schedule: Schedule.spaced("500 millis") }),
       Effect.catch((error) =>
-        Effect.logWarning("session not ended").pipe(Effect.annotateLogs({ session_id: id, reason: error._tag }))
-      )
+        Effect.logWarning("session not ended").pipe(Effect.annotateLogs({ session_id: id, reason: error.message }))
+      ),
+      Effect.asVoid
     )
   }
 }

@@ -47,13 +47,20 @@ export const post = (
     Effect.mapError((error) => new WorkerGone({ url, reason: error.message })),
     Effect.flatMap(({ status, text }) =>
       Effect.try({
-        try: (): Answer => ({ status, body: text === "" ? null : JSON.parse(text) }),
+        // What is no success may come from a proxy, which does not speak JSON.
+        try: (): Answer => ({ status, body: status < 300 ? JSON.parse(text) : text }),
         catch: () => new RequestFailed({ what: url, reason: "the answer is no JSON" })
       })
     ),
-    Effect.tap(({ status }) => (status === 401 || status === 403 ? Effect.fail(new Unauthorised({ by: url })) : Effect.void))
+    Effect.tap(refuseUnauthorised(url))
   )
+
+/** Fails for a status that says that the key is wrong. */
+export const refuseUnauthorised =
+  (by: string) =>
+  ({ status }: { readonly status: number }): Effect.Effect<void, Unauthorised> =>
+    status === 401 || status === 403 ? Effect.fail(new Unauthorised({ by })) : Effect.void
 
 /** The error of an answer that trying again does not mend. */
 export const refused = (what: string, { body, status }: Answer) =>
-  new RequestFailed({ what, reason: `status ${status}: ${JSON.stringify(body)}` })
+  new RequestFailed({ what, reason: `status ${status}: ${typeof body === "string" ? body : JSON.stringify(body)}` })

@@ -4,9 +4,8 @@
  * Everything that it knows is here, in memory, for as long as it runs. A request waits in the queue until a worker has room;
  * the worker is then held for it until the client asks again and gets the signed route (wire sections 3, 8 and 9).
  */
-import { generateKeyPair, sign } from "node:crypto"
+import { generateKeyPair, randomBytes, sign } from "node:crypto"
 import { promisify } from "node:util"
-import * as Clock from "effect/Clock"
 import * as Context from "effect/Context"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
@@ -19,6 +18,7 @@ import * as Scope from "effect/Scope"
 import { type AuthData, signedMessage } from "../protocol/AuthData.ts"
 import type { DeletedRequest, RequestStatus, WorkerStatus } from "../protocol/Report.ts"
 import type { EndpointParameters, Queued, RouteRequest, WorkerInfo } from "../protocol/RouteApi.ts"
+import * as Seconds from "../Seconds.ts"
 import { Fleet } from "./Fleet.ts"
 import * as Scaling from "./Scaling.ts"
 
@@ -32,6 +32,7 @@ export class UnknownEndpoint extends Schema.TaggedError<UnknownEndpoint>()("Unkn
 export interface Settings {
   readonly endpoint: { readonly id: number; readonly name: string; readonly apiKey: string }
   readonly apiKey: string
+  /** The token of workers that are started elsewhere and join. */
   readonly masterToken: Redacted.Redacted
   readonly parameters: EndpointParameters
   /** Where workers that it starts report. */
@@ -96,21 +97,20 @@ interface Worker {
 /** A worker that has said nothing for this long, three heartbeats, is gone. */
 const silence = 30
 /** A worker is held this long for a client that has not asked again: more than any client's poll interval. */
-const hold = 6
+const heldForClient = 6
 /** The rule is looked at when something changes, and this often for what only time changes. */
 const tick = Duration.millis(500)
 /** Seconds to wait after a worker that failed; doubled for each that follows, so that a broken worker is not started in a loop. */
 const failurePause = 1
 const longestFailurePause = 30
 
-const monotonic = Effect.map(Clock.monotonicTimeNanos, (nanos) => Number(nanos) / 1e9)
-const epoch = Effect.map(Clock.currentTimeMillis, (millis) => millis / 1000)
-
 const make = Effect.fnUntraced(function* (settings: Settings) {
   const { endpoint, parameters } = settings
   const fleet = yield* Fleet
   const scope = yield* Effect.scope
   const keys = yield* Effect.promise(() => promisify(generateKeyPair)("rsa", { modulusLength: 2048 }))
+
+  const ownToken = Redacted.make(randomBytes(16).toString("hex"))
 
   const workers = new Map<number, Worker>()
   /** Numbers of stopped workers, to be started again before new ones are made. */
@@ -138,14 +138,14 @@ const make = Effect.fnUntraced(function* (settings: Settings) {
   }
   const perfOf = (worker: Worker) => worker.report?.max_perf || Scaling.defaultPerf
 
-  const isQueued = (request: Request, now: number) => request.worker === undefined && now - request.askedAt <= hold
+  const isQueued = (request: Request, now: number) => request.worker === undefined && now - request.askedAt <= heldForClient
 
   const assign = (now: number) => {
     for (const request of requests.values()) {
       const silent = now - request.askedAt
       const taken = request.worker?.report?.working_request_idxs.includes(request.idx) ?? false
       if (!taken && silent > request.replayTimeout) requests.delete(request.idx)
-      else if (!taken && silent > hold) request.worker = undefined
+      else if (!taken && silent > heldForClient) request.worker = undefined
     }
     for (const request of requests.values()) {
       if (!isQueued(request, now)) continue
@@ -178,17 +178,20 @@ const make = Effect.fnUntraced(function* (settings: Settings) {
   })
 
   const fail = Effect.fnUntraced(function* (worker: Worker, reason: string) {
-    startNotBefore = (yield* monotonic) + Math.min(failurePause * 2 ** failures, longestFailurePause)
+    // What ends because it was stopped has not failed.
+    if (worker.state === "stopping") return
+    if (worker.scope === undefined) return yield* stop(worker, reason, { reusable: false })
+    startNotBefore = (yield* Seconds.monotonic) + Math.min(failurePause * 2 ** failures, longestFailurePause)
     failures += 1
     yield* stop(worker, reason, { reusable: false })
   })
 
   const add = Effect.fnUntraced(function* (id: number, scope: Scope.Closeable | undefined) {
-    const now = yield* monotonic
+    const now = yield* Seconds.monotonic
     const worker: Worker = {
       id,
       scope,
-      startedAtEpoch: yield* epoch,
+      startedAtEpoch: yield* Seconds.epoch,
       state: "loading",
       loadedAtEpoch: 0,
       reportedAt: now,
@@ -205,7 +208,7 @@ const make = Effect.fnUntraced(function* (settings: Settings) {
     const worker = yield* add(id, workerScope)
     workersStarted += 1
     yield* Effect.logInfo("worker starts").pipe(Effect.annotateLogs({ worker: id }))
-    yield* fleet.start({ id, masterToken: settings.masterToken, reportAddress: settings.reportAddress }).pipe(
+    yield* fleet.start({ id, masterToken: ownToken, reportAddress: settings.reportAddress }).pipe(
       Scope.provide(workerScope),
       Effect.flatten,
       Effect.matchEffect({
@@ -217,7 +220,7 @@ const make = Effect.fnUntraced(function* (settings: Settings) {
   })
 
   const scale = Effect.gen(function* () {
-    const now = yield* monotonic
+    const now = yield* Seconds.monotonic
     for (const worker of workers.values()) {
       if (now - worker.reportedAt > silence) yield* fail(worker, `silent for ${silence} s`)
     }
@@ -314,14 +317,18 @@ const make = Effect.fnUntraced(function* (settings: Settings) {
     }))
   ]
 
-  const authorised = (token: string) => (token === Redacted.value(settings.masterToken) ? Effect.void : new Forbidden())
+  // Workers of our own have a token of this run's, so that what an earlier run left behind cannot pass for one of them.
+  const authorised = (id: number, token: string) =>
+    token === Redacted.value(workers.get(id)?.scope === undefined ? settings.masterToken : ownToken)
+      ? Effect.void
+      : new Forbidden()
 
   return Autoscaler.of({
     publicKey: keys.publicKey.export({ type: "spki", format: "pem" }).toString(),
     route: Effect.fnUntraced(function* (asked) {
       if (asked.api_key !== endpoint.apiKey && asked.api_key !== settings.apiKey) return yield* new Forbidden()
       if (asked.endpoint !== endpoint.name) return yield* new UnknownEndpoint({ endpoint: asked.endpoint })
-      const now = yield* monotonic
+      const now = yield* Seconds.monotonic
       let request = requests.get(asked.request_idx)
       if (request === undefined) {
         request = { idx: ++lastRequest, cost: asked.cost, replayTimeout: asked.replay_timeout, askedAt: now, worker: undefined }
@@ -333,27 +340,27 @@ const make = Effect.fnUntraced(function* (settings: Settings) {
       return { request_idx: request.idx, status: "queued" }
     }),
     status: Effect.fnUntraced(function* (report) {
-      yield* authorised(report.mtoken)
+      yield* authorised(report.id, report.mtoken)
       let worker = workers.get(report.id)
       if (worker === undefined) {
         worker = yield* add(report.id, undefined)
         yield* Effect.logInfo("worker joins").pipe(Effect.annotateLogs({ worker: report.id, url: report.url }))
       }
-      const now = yield* monotonic
+      const now = yield* Seconds.monotonic
       if (worker.state === "loading" || loadOf(worker) > 0) worker.idleSince = now
       worker.reportedAt = now
       worker.report = report
       if (report.error_msg !== "") yield* fail(worker, report.error_msg)
       else if (worker.state === "loading" && report.loadtime > 0) {
         worker.state = "ready"
-        worker.loadedAtEpoch = yield* epoch
+        worker.loadedAtEpoch = yield* Seconds.epoch
         failures = 0
         yield* Effect.logInfo("worker ready").pipe(Effect.annotateLogs({ worker: worker.id, url: report.url }))
       }
       yield* changed.open
     }),
     deleteRequests: Effect.fnUntraced(function* (workerId, token, done) {
-      yield* authorised(token)
+      yield* authorised(workerId, token)
       for (const { request_idx, status } of done) {
         outcomes.set(request_idx, status)
         const request = requests.get(request_idx)

@@ -10,7 +10,7 @@ export const defaults: EndpointParameters = {
   target_util: 1,
   max_queue_time: 0,
   target_queue_time: 0,
-  inactivity_timeout: 10,
+  inactivity_timeout: 2,
   cold_workers: 0
 }
 

@@ -97,9 +97,15 @@ export const giveBack = (book: LoadBook, sums: Sums): void => {
   book.sums = add(book.sums, sums)
 }
 
-/** The load under way, sessions included. Summed anew each time, so that no rounding error stays behind. */
-export const currentLoad = (book: LoadBook): number => {
+// Summed anew each time, so that no rounding error stays behind.
+const sum = (works: Iterable<Work>): number => {
   let load = 0
-  for (const work of book.working) load += work.workload
+  for (const { workload } of works) load += workload
   return load
 }
+
+/** The load under way, sessions included. */
+export const currentLoad = (book: LoadBook): number => sum(book.working)
+
+/** The load of the requests under way that are no sessions: what a new request has to wait for. */
+export const queuedLoad = (book: LoadBook): number => sum(Array.from(book.working).filter((work) => work.kind === "request"))

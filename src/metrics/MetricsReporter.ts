@@ -7,7 +7,6 @@
  */
 
 import { statfsSync } from "node:fs"
-import * as Clock from "effect/Clock"
 import * as Context from "effect/Context"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
@@ -23,6 +22,7 @@ import * as Schema from "effect/Schema"
 import type * as Scope from "effect/Scope"
 import { type ReportIdentity, WorkerConfig } from "../config.ts"
 import { type DeletedRequest, type DeleteRequests, protocolVersion, type WorkerStatus } from "../protocol/Report.ts"
+import * as Seconds from "../Seconds.ts"
 import * as LoadBook from "./LoadBook.ts"
 
 /** What a caller says of its work. `workload` is in workload units. */
@@ -38,10 +38,14 @@ export class MetricsReporter extends Context.Service<
     readonly work: (work: Work) => Effect.Effect<void, never, Scope.Scope>
     /** Books work that was refused for want of room. */
     readonly reject: (work: Work) => Effect.Effect<void>
+    /** Seconds that a request would wait for the requests before it, sessions and what is in them not counted. */
+    readonly queueTime: Effect.Effect<number>
     /** The worker takes requests: `loadtime` seconds after its start, at `maxPerf` workload a second. An errored worker stays errored. */
     readonly ready: (figures: { readonly loadtime: number; readonly maxPerf: number }) => Effect.Effect<void>
     /** The worker is broken, for this reason, until it is started anew. The first reason stands. */
     readonly errored: (reason: string) => Effect.Effect<void>
+    /** Waits until the autoscaler has been told of everything up to now. */
+    readonly told: Effect.Effect<void>
   }
 >()("null-pyworker/MetricsReporter") {}
 
@@ -57,8 +61,11 @@ interface Transport {
   readonly deletes: (requests: ReadonlyArray<DeletedRequest>) => Effect.Effect<void, ReportFailed>
 }
 
-const heartbeat = Duration.seconds(10)
 const spacing = Duration.seconds(1)
+/** After the spacing, so that there is a report every 10 s. */
+const heartbeat = Duration.seconds(9)
+/** Deleted requests that go into one report. */
+const batch = 1000
 /** How long a report may still take when the worker stops. */
 const farewell = Duration.millis(1500)
 
@@ -70,7 +77,10 @@ const make = Effect.fnUntraced(function* (identity: ReportIdentity, transport: T
   const deletesWaiting = yield* Latch.make(false)
   const stopping = yield* Latch.make(false)
 
-  const booked = Effect.andThen(statusChanged.open, deletesWaiting.open)
+  const told = yield* Latch.make(true)
+
+  const changed = Effect.andThen(told.close, statusChanged.open)
+  const booked = Effect.andThen(changed, deletesWaiting.open)
 
   const sendStatus = Effect.suspend(() => {
     const sums = LoadBook.takeSums(book)
@@ -95,19 +105,21 @@ const make = Effect.fnUntraced(function* (identity: ReportIdentity, transport: T
       max_capacity: 0,
       url: identity.url
     }
-    return transport
-      .status(report)
-      .pipe(
-        Effect.onExit((exit) => Effect.sync(() => (Exit.isSuccess(exit) ? disk.commit(usage) : LoadBook.giveBack(book, sums))))
-      )
+    return transport.status(report).pipe(
+      Effect.onExit((exit) => Effect.sync(() => (Exit.isSuccess(exit) ? disk.commit(usage) : LoadBook.giveBack(book, sums)))),
+      Effect.andThen(Effect.suspend(() => (Latch.isOpen(statusChanged) ? Effect.void : told.open)))
+    )
   })
 
   const sendDeletes = Effect.suspend(() => {
-    const requests = book.deleting.slice()
+    const requests = book.deleting.slice(0, batch)
     if (requests.length === 0) return Effect.void
     return Effect.andThen(
       transport.deletes(requests),
-      Effect.sync(() => book.deleting.splice(0, requests.length))
+      Effect.suspend(() => {
+        book.deleting.splice(0, requests.length)
+        return book.deleting.length > 0 ? deletesWaiting.open : Effect.void
+      })
     )
   })
 
@@ -140,39 +152,39 @@ const make = Effect.fnUntraced(function* (identity: ReportIdentity, transport: T
 
   return MetricsReporter.of({
     work: Effect.fnUntraced(function* (work) {
-      const entry: LoadBook.Work = { ...work, enteredQueueAt: yield* epochSeconds }
+      const entry: LoadBook.Work = { ...work, enteredQueueAt: yield* Seconds.epoch }
       yield* Effect.acquireRelease(
         Effect.andThen(
           Effect.sync(() => LoadBook.begin(book, entry)),
-          statusChanged.open
+          changed
         ),
         Effect.fnUntraced(function* (_, exit) {
-          LoadBook.finish(book, entry, outcome(exit), yield* epochSeconds)
+          LoadBook.finish(book, entry, outcome(exit), yield* Seconds.epoch)
           yield* booked
         })
       )
     }),
     reject: Effect.fnUntraced(function* (work) {
-      LoadBook.reject(book, { ...work, enteredQueueAt: yield* epochSeconds })
+      LoadBook.reject(book, { ...work, enteredQueueAt: yield* Seconds.epoch })
       yield* booked
     }),
+    queueTime: Effect.sync(() => LoadBook.queuedLoad(book) / Math.max(condition.maxPerf, Number.MIN_VALUE)),
     ready: ({ loadtime, maxPerf }) =>
       Effect.suspend(() => {
         if (condition.error !== "") return Effect.void
         // A loadtime of 0 says "not loaded" on the wire, so a worker that is ready at once says a millisecond.
         Object.assign(condition, { loadtime: Math.max(loadtime, 0.001), maxPerf })
-        return statusChanged.open
+        return changed
       }),
     errored: (reason) =>
       Effect.suspend(() => {
         if (condition.error !== "") return Effect.void
         condition.error = reason
-        return statusChanged.open
-      })
+        return changed
+      }),
+    told: told.await
   })
 })
-
-const epochSeconds = Effect.map(Clock.currentTimeMillis, (millis) => millis / 1000)
 
 const outcome = (exit: Exit.Exit<unknown, unknown>) =>
   Exit.isSuccess(exit) ? "Success" : Exit.hasInterrupts(exit) ? "Cancelled" : "Error"

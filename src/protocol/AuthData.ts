@@ -7,10 +7,20 @@
 import { createHash, timingSafeEqual } from "node:crypto"
 import * as Schema from "effect/Schema"
 
-/** A load in workload units: a finite number that is not negative. */
-export const Workload = Schema.Finite.check(Schema.isGreaterThanOrEqualTo(0, { expected: "a number that is not negative" }))
+/** More than any worker serves, and little enough that sums of it stay numbers that JSON can carry. */
+const mostWorkload = 1e9
 
-const DecimalString = Schema.String.check(Schema.isPattern(/^\d+(\.\d+)?$/, { expected: "a decimal number" }))
+/** Whether a number can be a load, in workload units. */
+export const isWorkload = (load: number): boolean => load >= 0 && load <= mostWorkload
+
+const accepted = { expected: "a number from 0 to 1e9" }
+
+/** A load in workload units. */
+export const Workload = Schema.Finite.check(Schema.makeFilter(isWorkload, accepted))
+
+const WorkloadText = Schema.String.check(
+  Schema.makeFilter((text: string) => /^\d+(\.\d+)?$/.test(text) && isWorkload(Number(text)), accepted)
+)
 
 /**
  * The object as it travels. Only `url` is always there: a debug client (`VAST_DEBUG_WORKER_URL`) sends little else, and a
@@ -22,7 +32,7 @@ export const AuthData = Schema.StructWithRest(
     url: Schema.String,
     signature: Schema.optionalKey(Schema.String),
     endpoint: Schema.optionalKey(Schema.String),
-    cost: Schema.optionalKey(Schema.Union([Workload, DecimalString])),
+    cost: Schema.optionalKey(Schema.Union([Workload, WorkloadText])),
     reqnum: Schema.optionalKey(Schema.Int),
     request_idx: Schema.optionalKey(Schema.Int)
   }),
@@ -48,7 +58,7 @@ export const signedMessage = (url: string): string => {
   return `{\n    "url": ${escaped}\n}`
 }
 
-/** Equal for two JSON values exactly when Python would find the values equal, whatever the order of their keys. */
+/** What two JSON objects share that are equal by value, whatever the order of their keys. */
 export interface Fingerprint {
   readonly digest: Buffer
 }

@@ -38,7 +38,6 @@ export const SessionKey = Schema.Struct({
   session_id: Schema.NonEmptyString,
   session_auth: Schema.JsonObject.pipe(Schema.NullOr, Schema.withDecodingDefaultKey(Effect.succeed(null)))
 })
-export type SessionKey = typeof SessionKey.Type
 
 export const SessionEnded = Schema.Struct({ ended: Schema.Literal(true), removed_session: Schema.String })
 

@@ -48,6 +48,12 @@ export const body = ({ payload, sessionId }: Callback): { readonly [key: string]
   return Object.assign({ session_id: sessionId }, isFields(payload) ? payload : payload === null ? {} : { payload })
 }
 
+// User info and query are where callers put their secrets.
+const withoutSecrets = (route: string) => {
+  const { origin, pathname } = new URL(route)
+  return `${origin}${pathname}`
+}
+
 const isFields = Schema.is(Schema.JsonObject)
 
 const make = Effect.gen(function* () {
@@ -91,7 +97,7 @@ const make = Effect.gen(function* () {
           onFailure: ({ reason }) => Effect.logError("on_close lost").pipe(Effect.annotateLogs({ reason }))
         }),
         Effect.onInterrupt(() => Effect.logError("on_close lost: the worker stopped before its receiver answered")),
-        Effect.annotateLogs({ session_id: callback.sessionId, route: callback.route }),
+        Effect.annotateLogs({ session_id: callback.sessionId, route: withoutSecrets(callback.route) }),
         FiberSet.run(deliveries),
         Effect.asVoid
       )

@@ -6,8 +6,8 @@
  */
 
 import { randomBytes } from "node:crypto"
-import * as Clock from "effect/Clock"
 import * as Context from "effect/Context"
+import * as Deferred from "effect/Deferred"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
@@ -17,6 +17,7 @@ import * as Scope from "effect/Scope"
 import { MetricsReporter, type Work } from "../metrics/MetricsReporter.ts"
 import * as AuthData from "../protocol/AuthData.ts"
 import type { Reservation } from "../protocol/SessionApi.ts"
+import * as Seconds from "../Seconds.ts"
 import { OnClose } from "./OnClose.ts"
 import { SessionSlot, type SlotOccupied } from "./SessionSlot.ts"
 
@@ -56,6 +57,8 @@ export class Sessions extends Context.Service<
     readonly extend: (session: Session) => Effect.Effect<void>
     /** Closes a session; false if somebody else was first. */
     readonly close: (session: Session, reason: CloseReason) => Effect.Effect<boolean>
+    /** Waits until the session has ended, and so returns at once for one that has. */
+    readonly ended: (session: Session) => Effect.Effect<void>
     /** Closes every open session and says which they were. */
     readonly closeAll: (reason: CloseReason) => Effect.Effect<ReadonlyArray<string>>
     /** Takes no more sessions and closes the open ones. */
@@ -68,6 +71,7 @@ interface Held extends Session {
   readonly scope: Scope.Closeable
   readonly fingerprint: AuthData.Fingerprint
   readonly openedAt: number
+  readonly ended: Deferred.Deferred<void>
   deadline: number
 }
 
@@ -81,9 +85,10 @@ const make = Effect.gen(function* () {
   const close = Effect.fnUntraced(function* (session: Session, reason: CloseReason) {
     const held = open.get(session.id)
     if (held === undefined || !open.delete(session.id)) return false
+    yield* Deferred.succeed(held.ended, undefined)
     yield* Scope.close(held.scope, Exit.void)
     yield* Effect.logInfo("session closed").pipe(
-      Effect.annotateLogs({ session_id: session.id, reason, held_seconds: round((yield* monotonicSeconds) - held.openedAt) })
+      Effect.annotateLogs({ session_id: session.id, reason, held_seconds: round((yield* Seconds.monotonic) - held.openedAt) })
     )
     return true
   }, Effect.uninterruptible)
@@ -98,7 +103,7 @@ const make = Effect.gen(function* () {
   const live = (session: Held) =>
     Effect.gen(function* () {
       while (true) {
-        const left = session.deadline - (yield* monotonicSeconds)
+        const left = session.deadline - (yield* Seconds.monotonic)
         if (left <= 0) return
         yield* Effect.sleep(Duration.seconds(left))
       }
@@ -107,18 +112,19 @@ const make = Effect.gen(function* () {
   const acquire = Effect.fnUntraced(function* (scope: Scope.Closeable, auth: AuthData.AuthData, reservation: Reservation) {
     yield* slot.take
     yield* reporter.work(asWork(auth))
-    const now = yield* monotonicSeconds
+    const now = yield* Seconds.monotonic
     const session: Held = {
       id: randomBytes(16).toString("hex"),
       auth,
       reservation,
-      createdAt: (yield* Clock.currentTimeMillis) / 1000,
+      createdAt: yield* Seconds.epoch,
       get expiration() {
         return this.createdAt + (this.deadline - this.openedAt)
       },
       scope,
       fingerprint: AuthData.fingerprint(auth),
       openedAt: now,
+      ended: yield* Deferred.make<void>(),
       deadline: now + reservation.lifetime
     }
     const route = reservation.on_close_route
@@ -158,9 +164,14 @@ const make = Effect.gen(function* () {
         return granted ? Effect.succeed(session) : new SessionAuthRefused()
       }),
     extend: (session) =>
-      Effect.map(monotonicSeconds, (now) => {
+      Effect.map(Seconds.monotonic, (now) => {
         const held = open.get(session.id)
         if (held !== undefined) held.deadline = Math.max(held.deadline, now + held.reservation.lifetime)
+      }),
+    ended: (session) =>
+      Effect.suspend(() => {
+        const held = open.get(session.id)
+        return held === undefined ? Effect.void : Deferred.await(held.ended)
       }),
     close,
     closeAll,
@@ -173,8 +184,6 @@ const asWork = (auth: AuthData.AuthData): Work => ({
   requestIdx: auth.request_idx,
   workload: AuthData.workload(auth)
 })
-
-const monotonicSeconds = Effect.map(Clock.monotonicTimeNanos, (nanos) => Number(nanos) / 1e9)
 
 const round = (seconds: number) => Math.round(seconds * 1000) / 1000
 

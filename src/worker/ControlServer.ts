@@ -13,8 +13,7 @@ import * as Option from "effect/Option"
 import { WorkerConfig } from "../config.ts"
 import type { Released } from "../protocol/SessionApi.ts"
 import { Sessions } from "../session/Session.ts"
-import * as Refusals from "./Refusals.ts"
-import { listen } from "./WorkerServer.ts"
+import * as Listener from "./Listener.ts"
 
 export class ControlServer extends Context.Service<
   ControlServer,
@@ -50,6 +49,6 @@ const routes = Layer.unwrap(
 /** Serves the consumer on `NULL_CONTROL_PORT`; with `/health` where the consumer has no health URL of its own. */
 export const layer: Layer.Layer<ControlServer, ServeError, WorkerConfig | Sessions> = Layer.unwrap(
   Effect.map(WorkerConfig, ({ controlPort }) =>
-    listen(Layer.merge(routes, Refusals.layer), createServer(), { port: controlPort, host: "127.0.0.1" })
+    Listener.layer(routes, createServer(), { port: controlPort, host: Listener.loopback })
   )
 ).pipe(Layer.provideMerge(Layer.effect(ControlServer, make)))

@@ -12,6 +12,7 @@ import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as HttpClient from "effect/http/HttpClient"
 import * as Layer from "effect/Layer"
+import * as Option from "effect/Option"
 import * as Schedule from "effect/Schedule"
 import * as Schema from "effect/Schema"
 import { WorkerConfig } from "../config.ts"
@@ -72,13 +73,13 @@ const make = Effect.gen(function* () {
 
   const check = Effect.fnUntraced(function* ({ signature, url }: AuthData) {
     if (signature === undefined) return yield* new SignatureRefused({ check: "auth_data has no signature" })
-    const proof = `${signature} ${url}`
+    const proof = JSON.stringify([signature, url])
     if (verified.has(proof)) return
     if (!URL.canParse(url) || new URL(url).origin !== origin) {
       return yield* new SignatureRefused({ check: "auth_data.url is not this worker's" })
     }
     const poll = yield* Deferred.poll(key)
-    if (poll._tag === "None") return yield* new SignatureRefused({ check: "the public key is not fetched yet" })
+    if (Option.isNone(poll)) return yield* new SignatureRefused({ check: "the public key is not fetched yet" })
     const publicKey = yield* Effect.mapError(
       poll.value,
       () => new SignatureRefused({ check: "the public key could not be fetched" })

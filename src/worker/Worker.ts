@@ -1,7 +1,6 @@
 /**
  * A worker put together: its servers, and the way from started to ready, errored or stopped (wire section 7).
  */
-import * as Clock from "effect/Clock"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import type * as FileSystem from "effect/FileSystem"
@@ -11,6 +10,7 @@ import * as Layer from "effect/Layer"
 import * as Schedule from "effect/Schedule"
 import type { WorkerConfig } from "../config.ts"
 import * as MetricsReporter from "../metrics/MetricsReporter.ts"
+import * as Seconds from "../Seconds.ts"
 import * as OnClose from "../session/OnClose.ts"
 import * as Session from "../session/Session.ts"
 import * as SessionSlot from "../session/SessionSlot.ts"
@@ -35,7 +35,7 @@ export const watch = Effect.gen(function* () {
   const reporter = yield* MetricsReporter.MetricsReporter
   const auth = yield* RequestAuth.RequestAuth
   const probe = yield* HealthProbe
-  const started = yield* Clock.monotonicTimeNanos
+  const started = yield* Seconds.monotonic
 
   const firstHealthy = probe.check.pipe(
     Effect.tapError(({ reason }) => Effect.logInfo("waiting for the consumer").pipe(Effect.annotateLogs({ reason }))),
@@ -48,7 +48,7 @@ export const watch = Effect.gen(function* () {
 
   return yield* Effect.gen(function* () {
     yield* Effect.all([auth.ready, firstHealthy], { concurrency: "unbounded", discard: true })
-    const loadtime = Number((yield* Clock.monotonicTimeNanos) - started) / 1e9
+    const loadtime = (yield* Seconds.monotonic) - started
     yield* reporter.ready({ loadtime, maxPerf })
     yield* Effect.logInfo("ready").pipe(Effect.annotateLogs({ loadtime }))
     return yield* Effect.delay(probe.check, probeEvery).pipe(Effect.forever)
@@ -69,7 +69,7 @@ const lifecycle = Layer.effectDiscard(
 )
 
 /** A worker with these handlers, on the services that it is given. */
-export const layer = (handlers: ReadonlyArray<Handler>) =>
+export const layer = <R = never>(handlers: ReadonlyArray<Handler<R>>) =>
   lifecycle.pipe(Layer.provideMerge(Layer.mergeAll(WorkerServer.layer(handlers), ControlServer.layer)))
 
 /** A worker with these handlers and the services of an instance. */

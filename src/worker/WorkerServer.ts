@@ -4,13 +4,11 @@
  */
 
 import { createHash, timingSafeEqual } from "node:crypto"
-import { createServer, type Server } from "node:http"
+import { createServer } from "node:http"
 import { createServer as createTlsServer } from "node:https"
-import * as NodeHttpServer from "@effect/platform-node/NodeHttpServer"
 import * as Effect from "effect/Effect"
 import * as FileSystem from "effect/FileSystem"
 import * as HttpRouter from "effect/http/HttpRouter"
-import type { ServeError } from "effect/http/HttpServerError"
 import * as HttpServerRequest from "effect/http/HttpServerRequest"
 import * as HttpServerResponse from "effect/http/HttpServerResponse"
 import * as Layer from "effect/Layer"
@@ -18,12 +16,13 @@ import * as Option from "effect/Option"
 import * as Redacted from "effect/Redacted"
 import * as Schema from "effect/Schema"
 import { WorkerConfig } from "../config.ts"
-import type { MetricsReporter } from "../metrics/MetricsReporter.ts"
 import { CreateSession, type SessionCreated, type SessionEnded, SessionKey, type SessionState } from "../protocol/SessionApi.ts"
 import { Sessions } from "../session/Session.ts"
-import type { Handler } from "./Handler.ts"
-import * as Refusals from "./Refusals.ts"
+import * as Handler from "./Handler.ts"
+import * as Listener from "./Listener.ts"
+import { SessionGone, TokenRefused } from "./Refusals.ts"
 import { RequestAuth } from "./RequestAuth.ts"
+import * as RequestBody from "./RequestBody.ts"
 
 /** The certificate or its key cannot be read. */
 export class CertificateUnreadable extends Schema.TaggedError<CertificateUnreadable>()("CertificateUnreadable", {
@@ -32,7 +31,7 @@ export class CertificateUnreadable extends Schema.TaggedError<CertificateUnreada
 
 const json = <A>(body: A, status = 200) => HttpServerResponse.jsonUnsafe(body, { status })
 
-const readKey = Refusals.body(SessionKey)
+const readKey = RequestBody.read(SessionKey)
 
 const endSession = HttpRouter.use(
   Effect.fnUntraced(function* (router) {
@@ -44,7 +43,7 @@ const endSession = HttpRouter.use(
         const key = yield* readKey
         const session = yield* sessions.find(key.session_id, key.session_auth)
         const closed = yield* sessions.close(session, "client")
-        if (!closed) return yield* new Refusals.SessionGone({ message: "session already closed" })
+        if (!closed) return yield* new SessionGone({ message: "session already closed" })
         return json<typeof SessionEnded.Type>({ ended: true, removed_session: session.id })
       })
     )
@@ -55,7 +54,7 @@ const sessionRoutes = HttpRouter.use(
   Effect.fnUntraced(function* (router) {
     const sessions = yield* Sessions
     const auth = yield* RequestAuth
-    const readCreate = Refusals.body(CreateSession)
+    const readCreate = RequestBody.read(CreateSession)
 
     yield* router.add(
       "POST",
@@ -113,7 +112,7 @@ const updateRoute = HttpRouter.use(
       "/pyworker/update",
       Effect.gen(function* () {
         const { headers } = yield* HttpServerRequest.HttpServerRequest
-        if (token === "" || !sameSecret(headers.authorization ?? "", `Bearer ${token}`)) return yield* new Refusals.TokenRefused()
+        if (token === "" || !sameSecret(headers.authorization ?? "", `Bearer ${token}`)) return yield* new TokenRefused()
         yield* Effect.orDie(files.writeFileString(updateFlag, ""))
         return json({ ok: true })
       })
@@ -125,52 +124,19 @@ const updateRoute = HttpRouter.use(
 const sameSecret = (a: string, b: string) =>
   timingSafeEqual(createHash("sha256").update(a).digest(), createHash("sha256").update(b).digest())
 
-/** The routes of the public port, with these handlers' and the answers to every refusal; for a server of any kind. */
-export const routes = (handlers: ReadonlyArray<Handler>) =>
-  Layer.mergeAll(endSession, sessionRoutes, updateRoute, Refusals.layer, ...handlers)
+/** The routes of the public port, with these handlers'. */
+export const routes = <R = never>(handlers: ReadonlyArray<Handler.Handler<R>>) =>
+  Layer.mergeAll(endSession, sessionRoutes, updateRoute, ...handlers).pipe(Layer.provide(Handler.layerTurn))
 
-/** How long requests in flight may take once the server stops. */
-const grace = "1 second"
-
-/**
- * Idle connections are kept longer than any client keeps them (the SDK: 15 s), so that it is never us who close one that a
- * client is about to use: the SDK would take that for a lost worker, and its session for lost.
- */
-const keepAlive = 75_000
-
-/** Serves routes on a Node server of their own, and leaves no connection behind. */
-export const listen = <A, E, R>(
-  routes: Layer.Layer<A, E, R>,
-  server: Server,
-  options: { readonly port: number; readonly host?: string }
-) =>
-  HttpRouter.serve(routes, { disableLogger: true, disableListenLog: true }).pipe(
-    Layer.provide(Layer.effectDiscard(Effect.addFinalizer(() => Effect.sync(() => server.closeAllConnections())))),
-    Layer.provide(
-      NodeHttpServer.layer(() => Object.assign(server, { keepAliveTimeout: keepAlive }), {
-        ...options,
-        gracefulShutdownTimeout: grace
-      })
-    )
-  )
-
-const loopback = "127.0.0.1"
-
-/** Serves the public port and the plain one, with these handlers. */
-export const layer = (
-  handlers: ReadonlyArray<Handler>
-): Layer.Layer<
-  never,
-  ServeError | CertificateUnreadable,
-  WorkerConfig | Sessions | RequestAuth | MetricsReporter | FileSystem.FileSystem
-> =>
+/** Serves the public port and the plain one, with these handlers. Fails with `ServeError` where a port is taken. */
+export const layer = <R = never>(handlers: ReadonlyArray<Handler.Handler<R>>) =>
   Layer.unwrap(
     Effect.gen(function* () {
-      const config = yield* WorkerConfig
-      const server = yield* Option.match(config.tls, { onNone: () => Effect.sync(() => createServer()), onSome: tlsServer })
+      const { httpPort, port, tls } = yield* WorkerConfig
+      const server = yield* Option.match(tls, { onNone: () => Effect.sync(() => createServer()), onSome: tlsServer })
       return Layer.mergeAll(
-        listen(routes(handlers), server, { port: config.port }),
-        listen(Layer.merge(endSession, Refusals.layer), createServer(), { port: config.httpPort, host: loopback })
+        Listener.layer(routes(handlers), server, { port }),
+        Listener.layer(endSession, createServer(), { port: httpPort, host: Listener.loopback })
       )
     })
   )

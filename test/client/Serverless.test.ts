@@ -18,7 +18,7 @@ interface Call {
   readonly body: any
 }
 
-type Answer = { readonly status?: number; readonly body?: unknown } | "refused" | "silence"
+type Answer = { readonly status?: number; readonly body?: unknown; readonly text?: string } | "refused" | "silence"
 
 const routed = (request_idx = 1, url = "http://worker") => ({ body: { url, signature: "s", cost: 100, request_idx, extra: 1 } })
 const queued = (request_idx = 1) => ({ body: { request_idx } })
@@ -53,7 +53,7 @@ const platform = (answers: Record<string, ReadonlyArray<Answer>>) => {
       }
       return HttpClientResponse.fromWeb(
         request,
-        new Response(JSON.stringify(answer.body ?? null), { status: answer.status ?? 200 })
+        new Response(answer.text ?? JSON.stringify(answer.body ?? null), { status: answer.status ?? 200 })
       )
     })
   )
@@ -185,6 +185,43 @@ describe("a session", () => {
       tries.slice(1).forEach((at, index) => {
         assert.isAtMost(at - (tries[index] ?? 0), 15_001)
       })
+    })
+  )
+
+  it.effect("keeps its place in the queue through a hiccup of the autoscaler or of a proxy", () =>
+    Effect.gen(function* () {
+      const { endpoint, to } = platform({
+        "/route/": [queued(9), { status: 502 }, "refused", routed(9)],
+        "/session/create": [{ status: 502, text: "<html>" }, opened]
+      })
+      const fiber = yield* Effect.forkChild(Effect.scoped((yield* endpoint).session()))
+      yield* Effect.repeat(TestClock.adjust("1 seconds"), { times: 30 })
+      assert.strictEqual(fiber.pollUnsafe()?._tag, "Success")
+      assert.deepStrictEqual(
+        to("/route/").map(({ body }) => body.request_idx),
+        [0, 9, 9, 9, 9]
+      )
+      const down = yield* platform({ "/route/": ["refused"] }).endpoint
+      const failing = yield* Effect.forkChild(Effect.flip(Effect.scoped(down.session())))
+      yield* Effect.repeat(TestClock.adjust("1 seconds"), { times: 30 })
+      assert.strictEqual((yield* Fiber.join(failing))._tag, "RequestFailed")
+    })
+  )
+
+  it.effect("outlives pings that get lost or hang, for as long as the last one still counts", () =>
+    Effect.gen(function* () {
+      const pong = { body: { result: { ok: true } } }
+      const { endpoint } = platform({
+        "/route/": [routed()],
+        "/session/create": [opened],
+        "/ping": ["refused", "silence", pong, "refused"]
+      })
+      const session = yield* (yield* endpoint).session({ lifetime: 60 })
+      const lost = yield* Effect.forkChild(Effect.flip(session.keepAlive))
+      yield* Effect.repeat(TestClock.adjust("1 seconds"), { times: 78 })
+      assert.isUndefined(lost.pollUnsafe())
+      yield* Effect.repeat(TestClock.adjust("1 seconds"), { times: 30 })
+      assert.strictEqual((yield* Fiber.join(lost))._tag, "WorkerGone")
     })
   )
 

@@ -156,6 +156,9 @@ describe("a bad request", () => {
     ["/session/create", { auth_data: auth(1), payload: null }, 422, /payload/],
     ["/session/create", { auth_data: { ...auth(1), url: 1 }, payload: {} }, 422, /auth_data\.url/],
     ["/session/create", { auth_data: auth(1, { cost: -1 }), payload: {} }, 422, /auth_data\.cost/],
+    ["/session/create", { auth_data: auth(1, { cost: 1e308 }), payload: {} }, 422, /auth_data\.cost/],
+    ["/session/create", { auth_data: auth(1, { cost: "1".repeat(400) }), payload: {} }, 422, /auth_data\.cost/],
+    ["/session/create", `"${"x".repeat(2 ** 20)}"`, 413, /too large/],
     ["/session/create", { auth_data: auth(1, { request_idx: "x" }), payload: {} }, 422, /auth_data\.request_idx/],
     ["/session/create", { auth_data: auth(1), payload: { lifetime: "60" } }, 422, /payload\.lifetime/],
     ["/session/create", { auth_data: auth(1), payload: { lifetime: null } }, 422, /payload\.lifetime/],
@@ -265,6 +268,18 @@ describe("starting", () => {
     })
   })
 
+  it("tells the autoscaler of a bad setting even when it does not listen the first time, and of the log's settings too", async () => {
+    let deaf = 1
+    await using autoscaler = await listen((_, response) => {
+      response.statusCode = deaf-- > 0 ? 503 : 200
+      response.end("{}")
+    })
+    await using worker = await startWorker(autoscaler, { LOG_FORMAT: "xml" })
+    assert.strictEqual(await worker.exit, 78)
+    assert.match(autoscaler.to("/worker_status/").at(-1)?.body.error_msg, /LOG_FORMAT="xml": it must be text or json/)
+    assert.isAtLeast(autoscaler.notes.length, 2)
+  })
+
   it("exits 78 even where there is nobody to tell", async () => {
     await using worker = run(["worker"])
     assert.strictEqual(await worker.exit, 78)
@@ -317,14 +332,19 @@ describe("the log", () => {
       VAST_SIGNATURE: "warn",
       UNSECURED: "false"
     })
+    await using loud = await startWorker(autoscaler, { BACKEND_HEALTH_URL: "//the-user:the-password@x" })
+    assert.strictEqual(await loud.exit, 78)
+    assert.notMatch(loud.output(), /the-user|the-password/)
     const secret = auth(3, { signature: "the-signature", url: "http://127.0.0.1/the-url" })
-    const { body } = await create(worker.url, secret, { on_close_route: `http://127.0.0.1:${await freePort()}/x` })
+    const { body } = await create(worker.url, secret, {
+      on_close_route: `http://the-user:the-password@127.0.0.1:${await freePort()}/x?token=the-query`
+    })
     await create(worker.url, secret)
     await post(`${worker.url}/session/end`, { session_id: body.session_id, session_auth: auth(4) })
     await worker.stop("SIGTERM")
     const lines = worker.output().trim().split("\n")
     for (const line of lines) assert.containsAllKeys(JSON.parse(line), ["level", "message", "timestamp"])
     assert.isTrue(lines.some((line) => line.includes("session opened")))
-    assert.notMatch(worker.output(), /the-master-token|the-signature|the-url/)
+    assert.notMatch(worker.output(), /the-master-token|the-signature|the-url|the-user|the-password|the-query/)
   })
 })

@@ -14,20 +14,34 @@ import type { EndpointParameters } from "../../src/protocol/RouteApi.ts"
 
 const endpoint = { id: 1, name: "null", apiKey: "endpoint-key" }
 
+/** What each worker proves itself with: the token that it was started with, or the one for who joins. */
+const tokens = new Map<number, string>()
+const tokenOf = (id: number) => tokens.get(id) ?? "token"
+
 /** An autoscaler whose workers exist only as this list; the test speaks for them. */
 const autoscaling = (parameters: Partial<EndpointParameters> = {}) => {
   const running = new Map<number, Deferred.Deferred<number>>()
+  tokens.clear()
   const started: Array<number> = []
   const fleet = Layer.succeed(Fleet.Fleet, {
-    start: ({ id }) =>
+    start: ({ id, masterToken }) =>
       Effect.acquireRelease(
         Effect.gen(function* () {
           const exit = yield* Deferred.make<number>()
           running.set(id, exit)
+          tokens.set(id, Redacted.value(masterToken))
           started.push(id)
           return Deferred.await(exit)
         }),
-        () => Effect.sync(() => void running.delete(id))
+        // A process that is stopped exits, and whoever waits for that hears of it.
+        () =>
+          Effect.andThen(
+            Effect.sync(() => running.get(id)),
+            (gone) => {
+              running.delete(id)
+              return gone === undefined ? Effect.void : Deferred.succeed(gone, 0)
+            }
+          )
       )
   })
   const layer = Autoscaler.layer({
@@ -49,7 +63,7 @@ const report = (id: number, fields: Partial<WorkerStatus> = {}) =>
   Effect.flatMap(Autoscaler.Autoscaler, (autoscaler) =>
     autoscaler.status({
       id,
-      mtoken: "token",
+      mtoken: tokenOf(id),
       version: "1.1.0",
       loadtime: 1,
       new_load: 0,
@@ -74,7 +88,7 @@ const working = (id: number, request_idx: number) => report(id, { cur_load: 100,
 
 const done = (id: number, request_idx: number, status: DeletedRequest["status"]) =>
   Effect.flatMap(Autoscaler.Autoscaler, (autoscaler) =>
-    autoscaler.deleteRequests(id, "token", [
+    autoscaler.deleteRequests(id, tokenOf(id), [
       { request_idx, success: true, status, entered_queue_at: 0, work_started_at: 0, work_completed_at: 0 }
     ])
   )
@@ -218,6 +232,21 @@ describe("Autoscaler", () => {
     }).pipe(Effect.provide(layer))
   })
 
+  it.effect("starts a worker at once after others were stopped because they were idle", () => {
+    const { layer, started } = autoscaling({ inactivity_timeout: 1 })
+    return Effect.gen(function* () {
+      for (let idx = 1; idx <= 5; idx++) {
+        yield* route()
+        yield* settle
+        assert.strictEqual(started.length, idx)
+        yield* report(idx)
+        yield* route(idx)
+        yield* done(idx, idx, "Success")
+        yield* Effect.repeat(settle, { times: 3 })
+      }
+    }).pipe(Effect.provide(layer))
+  })
+
   it.effect("starts a worker that keeps failing with growing pauses", () => {
     const { layer, running, started } = autoscaling({ min_load: 100 })
     return Effect.gen(function* () {
@@ -250,6 +279,9 @@ describe("Autoscaler", () => {
     return Effect.gen(function* () {
       assert.strictEqual((yield* Effect.flip(route(0, "wrong")))._tag, "Forbidden")
       assert.strictEqual((yield* Effect.flip(report(1, { mtoken: "wrong" })))._tag, "Forbidden")
+      yield* route()
+      yield* settle
+      assert.strictEqual((yield* Effect.flip(report(1, { mtoken: "token" })))._tag, "Forbidden")
     }).pipe(Effect.provide(layer))
   })
 

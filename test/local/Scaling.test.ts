@@ -2,7 +2,7 @@ import { assert, describe, it } from "@effect/vitest"
 import * as Schema from "effect/Schema"
 import * as Scaling from "../../src/local/Scaling.ts"
 
-const parameters = { ...Scaling.defaults, max_workers: 5 }
+const parameters = { ...Scaling.defaults, max_workers: 5, inactivity_timeout: 10 }
 const busy = (id: number) => ({ id, perf: 100, load: 100, idleFor: 0 })
 const idle = (id: number, idleFor: number) => ({ id, perf: 100, load: 0, idleFor })
 

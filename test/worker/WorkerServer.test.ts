@@ -11,6 +11,7 @@ import * as MetricsReporter from "../../src/metrics/MetricsReporter.ts"
 import * as OnClose from "../../src/session/OnClose.ts"
 import * as Session from "../../src/session/Session.ts"
 import * as SessionSlot from "../../src/session/SessionSlot.ts"
+import * as Refusals from "../../src/worker/Refusals.ts"
 import * as RequestAuth from "../../src/worker/RequestAuth.ts"
 import * as WorkerServer from "../../src/worker/WorkerServer.ts"
 
@@ -42,9 +43,12 @@ const serving = Effect.fnUntraced(function* (write: FileSystem.FileSystem["write
   )
   const app = yield* Effect.acquireRelease(
     Effect.sync(() =>
-      HttpRouter.toWebHandler(WorkerServer.routes([ping]).pipe(Layer.provide(Layer.succeedContext(services))), {
-        disableLogger: true
-      })
+      HttpRouter.toWebHandler(
+        Layer.merge(WorkerServer.routes([ping]), Refusals.layer).pipe(Layer.provide(Layer.succeedContext(services))),
+        {
+          disableLogger: true
+        }
+      )
     ),
     ({ dispose }) => Effect.promise(dispose)
   )

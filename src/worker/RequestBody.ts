@@ -1,0 +1,60 @@
+/**
+ * A request's body: read whole, as JSON, and as its schema says, or refused in a way that names what is wrong.
+ */
+import * as Effect from "effect/Effect"
+import * as HttpServerRequest from "effect/http/HttpServerRequest"
+import * as Schema from "effect/Schema"
+import * as SchemaIssue from "effect/SchemaIssue"
+
+/** The body is no JSON that the route takes; `fields` says what is wrong where. Becomes 422. */
+export class BodyRefused extends Schema.TaggedError<BodyRefused>()("BodyRefused", {
+  message: Schema.String,
+  fields: Schema.Record(Schema.String, Schema.Json)
+}) {}
+
+/** Deeper JSON than any client of ours sends, shallow enough for every recursion over it. */
+const maxDepth = 64
+
+const withinDepth = (value: unknown, depth: number): boolean =>
+  typeof value !== "object" || value === null || (depth > 0 && Object.values(value).every((item) => withinDepth(item, depth - 1)))
+
+/** Reads the request's body as the schema says. The content type does not matter, as it never has on this wire. */
+export const read = <S extends Schema.Constraint>(schema: S) => {
+  const decode = Schema.decodeUnknownEffect(schema, { errors: "all" })
+  return Effect.gen(function* () {
+    const text = yield* (yield* HttpServerRequest.HttpServerRequest).text
+    const json = yield* Effect.try({
+      try: (): unknown => JSON.parse(text),
+      catch: () => new BodyRefused({ message: "invalid JSON", fields: {} })
+    })
+    if (!withinDepth(json, maxDepth)) return yield* new BodyRefused({ message: "JSON nested too deeply", fields: {} })
+    return yield* Effect.mapError(decode(json), (error) => refuse(error.issue))
+  })
+}
+
+const format = SchemaIssue.makeFormatterStandardSchemaV1({
+  leafHook: (issue) => (issue._tag === "MissingKey" ? "missing" : SchemaIssue.defaultLeafHook(issue))
+})
+
+// The framework's shape: what is wrong with a field stands under the field's name, and inside it for a field's field.
+const refuse = (issue: SchemaIssue.Issue): BodyRefused => {
+  const fields: Record<string, Schema.Json> = {}
+  const messages: Array<string> = []
+  for (const { message, path = [] } of format(issue).issues) {
+    const [field, ...inner] = path.map((key) => String(typeof key === "object" ? key.key : key))
+    if (field === undefined) messages.push(`body: ${message}`)
+    else if (message === "missing") {
+      messages.push(`missing ${[field, ...inner].join(".")}`)
+      place(fields, field, inner, inner.length === 0 ? "field missing" : "missing parameter")
+    } else {
+      messages.push(`${[field, ...inner].join(".")}: ${message}`)
+      place(fields, field, inner, message)
+    }
+  }
+  return new BodyRefused({ message: messages.join("; "), fields })
+}
+
+const place = (fields: Record<string, Schema.Json>, field: string, inner: ReadonlyArray<string>, message: string) => {
+  const known = fields[field]
+  fields[field] = inner.length === 0 ? message : { ...(typeof known === "object" ? known : {}), [inner.join(".")]: message }
+}
