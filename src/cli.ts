@@ -3,23 +3,19 @@
  * The `null-pyworker` command.
  */
 import * as NodeHttpClient from "@effect/platform-node/NodeHttpClient"
-import * as NodeRuntime from "@effect/platform-node/NodeRuntime"
 import * as NodeServices from "@effect/platform-node/NodeServices"
-import * as Cause from "effect/Cause"
-import * as Console from "effect/Console"
 import * as Command from "effect/cli/Command"
 import * as Flag from "effect/cli/Flag"
 import * as Effect from "effect/Effect"
-import * as Exit from "effect/Exit"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
-import * as Runtime from "effect/Runtime"
 import * as Schema from "effect/Schema"
 import pkg from "../package.json" with { type: "json" }
 import * as Scaling from "./local/Scaling.ts"
 import * as Logging from "./logging.ts"
 import * as Main from "./main.ts"
 import { HttpUrl } from "./protocol/SessionApi.ts"
+import * as Launch from "./worker/Launch.ts"
 
 const worker = Command.make("worker", {}, () => Main.run).pipe(
   Command.withDescription("Run the worker on this instance; the environment says how")
@@ -151,15 +147,10 @@ const command = Command.make("null-pyworker").pipe(
   Command.withSubcommands([worker, client, local])
 )
 
-// Being told to stop is no failure.
-const teardown: Runtime.Teardown = (exit, onExit) =>
-  Exit.isFailure(exit) && Cause.hasInterruptsOnly(exit.cause) ? onExit(0) : Runtime.defaultTeardown(exit, onExit)
-
 command.pipe(
   Command.run({ version: pkg.version }),
-  // Typed failures are told in one line; the command parser has told its own already. The rest are our mistakes.
-  Effect.tapError((error) => (error._tag === "ShowHelp" ? Effect.void : Console.error(error.message))),
-  Effect.tapDefect((defect) => Effect.logFatal(defect)),
+  // The command parser has told its own failures already.
+  Effect.mapError((error) => (error._tag === "ShowHelp" ? Object.assign(error, { message: "" }) : error)),
   Effect.provide(NodeServices.layer),
-  NodeRuntime.runMain({ disableErrorReporting: true, teardown })
+  Launch.runProcess
 )

@@ -4,11 +4,13 @@ import * as Layer from "effect/Layer"
 import * as TestClock from "effect/testing/TestClock"
 import * as MetricsReporter from "../../src/metrics/MetricsReporter.ts"
 import * as HealthProbe from "../../src/worker/HealthProbe.ts"
+import * as Performance from "../../src/worker/Performance.ts"
+import * as Readiness from "../../src/worker/Readiness.ts"
 import * as RequestAuth from "../../src/worker/RequestAuth.ts"
 import * as Worker from "../../src/worker/Worker.ts"
 
 const services = (auth: Layer.Layer<RequestAuth.RequestAuth> = RequestAuth.layerOff) =>
-  Layer.mergeAll(HealthProbe.layerTest, MetricsReporter.layerTest, auth)
+  Layer.mergeAll(HealthProbe.layerTest, MetricsReporter.layerTest, Performance.layerPinned(100), Readiness.layerLifecycle, auth)
 
 const latest = Effect.map(MetricsReporter.RecordedReports, ({ statuses }) => statuses.at(-1))
 
