@@ -33,6 +33,8 @@ export * as Handler from "./worker/Handler.ts"
 export * as HealthProbe from "./worker/HealthProbe.ts"
 /** A worker as a process. */
 export * as Launch from "./worker/Launch.ts"
+/** Where a worker is reached. */
+export * as Listener from "./worker/Listener.ts"
 /** How much a worker can serve. */
 export * as Performance from "./worker/Performance.ts"
 /** When the backend has started. */

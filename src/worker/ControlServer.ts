@@ -2,7 +2,6 @@
  * What the user's own queue consumer on the instance speaks to, on loopback (wire sections 2 and 6).
  */
 
-import { createServer } from "node:http"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as HttpRouter from "effect/http/HttpRouter"
@@ -47,8 +46,6 @@ const routes = Layer.unwrap(
 )
 
 /** Serves the consumer on `NULL_CONTROL_PORT`; with `/health` where the consumer has no health URL of its own. */
-export const layer: Layer.Layer<ControlServer, ServeError, WorkerConfig | Sessions> = Layer.unwrap(
-  Effect.map(WorkerConfig, ({ controlPort }) =>
-    Listener.layer(routes, createServer(), { port: controlPort, host: Listener.loopback })
-  )
+export const layer: Layer.Layer<ControlServer, ServeError, WorkerConfig | Sessions | Listener.Listener> = Layer.unwrap(
+  Effect.map(WorkerConfig, ({ controlPort }) => Listener.layer(routes, { port: controlPort, host: Listener.loopback }))
 ).pipe(Layer.provideMerge(Layer.effect(ControlServer, make)))

@@ -16,10 +16,11 @@ import * as Runtime from "effect/Runtime"
 import { type ConfigRefused, logConfig, reportIdentity, WorkerConfig, workerConfig } from "../config.ts"
 import * as Logging from "../logging.ts"
 import * as MetricsReporter from "../metrics/MetricsReporter.ts"
+import * as Listener from "./Listener.ts"
 import type { CertificateUnreadable } from "./WorkerServer.ts"
 
 /** What a worker may need of the process that it runs in. */
-export type Surroundings = WorkerConfig | HttpClient | NodeServices.NodeServices
+export type Surroundings = WorkerConfig | HttpClient | Listener.Listener | NodeServices.NodeServices
 
 /** A worker that is complete but for its surroundings: `Worker.layer` on `Worker.layerServices`, or on services of your own. */
 export type CompleteWorker<A> = Layer.Layer<A, ServeError | CertificateUnreadable, Surroundings>
@@ -74,7 +75,7 @@ export const run = <A>(worker: CompleteWorker<A>): Effect.Effect<never, ConfigRe
       )
     ),
     Effect.flatMap(([config]) => Effect.provide(launch(worker, config), Logging.layer)),
-    Effect.provide([NodeHttpClient.layerNodeHttp, NodeServices.layer])
+    Effect.provide([NodeHttpClient.layerNodeHttp, NodeServices.layer, Listener.layerNode])
   )
 
 // Being told to stop is no failure.

@@ -1,17 +1,42 @@
 /**
- * A router's routes on a Node server of their own.
+ * Where a router's routes are reached: on ports of this machine, unless another layer says otherwise.
  */
-import type { Server } from "node:http"
+import { createServer } from "node:http"
+import { createServer as createTlsServer } from "node:https"
 import * as NodeHttpServer from "@effect/platform-node/NodeHttpServer"
 import * as ByteSize from "effect/ByteSize"
+import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import { MaxBodySize } from "effect/http/HttpIncomingMessage"
 import * as HttpRouter from "effect/http/HttpRouter"
+import { ServeError } from "effect/http/HttpServerError"
+import type { HttpServerRequest } from "effect/http/HttpServerRequest"
+import type { HttpServerResponse } from "effect/http/HttpServerResponse"
 import * as Layer from "effect/Layer"
+import type * as Scope from "effect/Scope"
 import * as Refusals from "./Refusals.ts"
 
-/** The loopback address, for whom only the instance itself may reach. */
+/** An address to be reached at. Without a host it is every interface of the machine. */
+export interface Address {
+  readonly port: number
+  readonly host?: string
+  /** Certificate and key in PEM: the address speaks TLS. */
+  readonly tls?: { readonly cert: string; readonly key: string }
+}
+
+/** The loopback host, for what only the instance itself may reach. */
 export const loopback = "127.0.0.1"
+
+/** What answers the requests to an address. */
+export type App = Effect.Effect<HttpServerResponse, unknown, HttpServerRequest | Scope.Scope>
+
+export class Listener extends Context.Service<
+  Listener,
+  {
+    /** Has the app answer at this address until the scope closes, and leaves no connection behind then. */
+    readonly listen: (app: App, address: Address) => Effect.Effect<void, ServeError, Scope.Scope>
+  }
+>()("null-pyworker/Listener") {}
 
 /** How long requests in flight may take once the server stops. */
 const grace = "1 second"
@@ -20,24 +45,31 @@ const grace = "1 second"
  * Idle connections are kept longer than any client keeps them (the SDK: 15 s), so that it is never us who close one that a
  * client is about to use: the SDK would take that for a lost worker, and its session for lost.
  */
-const keepAlive = 75_000
+const keepAliveTimeout = 75_000
 
 /** More than any request that is no work in itself; nobody has proved who they are while a body is read. */
-const maxBody = ByteSize.fromInputUnsafe("1 MiB")
+const maxBody = ByteSize.mebibytes(1)
 
-/** Serves routes, with the answers to every refusal, and leaves no connection behind. */
-export const layer = <A, E, R>(
-  routes: Layer.Layer<A, E, R>,
-  server: Server,
-  options: { readonly port: number; readonly host?: string }
-) =>
-  HttpRouter.serve(Layer.merge(routes, Refusals.layer), { disableLogger: true, disableListenLog: true }).pipe(
-    Layer.provide(Layer.effectDiscard(Effect.addFinalizer(() => Effect.sync(() => server.closeAllConnections())))),
-    Layer.provide(
-      NodeHttpServer.layer(() => Object.assign(server, { keepAliveTimeout: keepAlive }), {
-        ...options,
-        gracefulShutdownTimeout: grace
-      })
-    ),
-    Layer.provide(Layer.succeed(MaxBodySize, maxBody))
+/** Listens on ports, with Node's own servers. */
+export const layerNode: Layer.Layer<Listener> = Layer.succeed(Listener, {
+  listen: Effect.fnUntraced(function* (app: App, { tls, ...address }: Address) {
+    const server = yield* Effect.try({
+      try: () => Object.assign(tls === undefined ? createServer() : createTlsServer(tls), { keepAliveTimeout }),
+      catch: (cause) => new ServeError({ cause })
+    })
+    const { serve } = yield* NodeHttpServer.make(() => server, { ...address, gracefulShutdownTimeout: grace })
+    yield* Effect.addFinalizer(() => Effect.sync(() => server.closeAllConnections()))
+    yield* serve(app)
+  })
+})
+
+/** Serves routes at an address, with the answers to every refusal. */
+export const layer = <A, E, R>(routes: Layer.Layer<A, E, R>, address: Address) =>
+  Layer.effectDiscard(
+    Effect.gen(function* () {
+      const { listen } = yield* Listener
+      // Routes bring what they need with them, which a type that is generic in them cannot say.
+      const app = (yield* HttpRouter.toHttpEffect(Layer.merge(routes, Refusals.layer))) as App
+      yield* Effect.provideService(listen(app, address), MaxBodySize, maxBody)
+    })
   )

@@ -15,6 +15,7 @@ import * as SessionSlot from "../session/SessionSlot.ts"
 import * as ControlServer from "./ControlServer.ts"
 import type { Handler } from "./Handler.ts"
 import * as HealthProbe from "./HealthProbe.ts"
+import * as Listener from "./Listener.ts"
 import * as Performance from "./Performance.ts"
 import * as Readiness from "./Readiness.ts"
 import * as RequestAuth from "./RequestAuth.ts"
@@ -94,4 +95,4 @@ export const layerServices = Session.layer.pipe(
 
 /** A worker with these handlers, on an instance. */
 export const layerFromEnv = <R = never>(options: { readonly handlers: ReadonlyArray<Handler<R>> }) =>
-  layer(options).pipe(Layer.provide(layerServices), Layer.provide(WorkerConfig.layerFromEnv))
+  layer(options).pipe(Layer.provide(layerServices), Layer.provide([WorkerConfig.layerFromEnv, Listener.layerNode]))

@@ -4,8 +4,6 @@
  */
 
 import { createHash, timingSafeEqual } from "node:crypto"
-import { createServer } from "node:http"
-import { createServer as createTlsServer } from "node:https"
 import * as Effect from "effect/Effect"
 import * as FileSystem from "effect/FileSystem"
 import * as HttpRouter from "effect/http/HttpRouter"
@@ -133,22 +131,17 @@ export const layer = <R = never>(handlers: ReadonlyArray<Handler.Handler<R>>) =>
   Layer.unwrap(
     Effect.gen(function* () {
       const { httpPort, port, tls } = yield* WorkerConfig
-      const server = yield* Option.match(tls, { onNone: () => Effect.sync(() => createServer()), onSome: tlsServer })
+      const certified = Option.isSome(tls) ? { tls: yield* readCertificate(tls.value) } : {}
       return Layer.mergeAll(
-        Listener.layer(routes(handlers), server, { port }),
-        Listener.layer(endSession, createServer(), { port: httpPort, host: Listener.loopback })
+        Listener.layer(routes(handlers), { port, ...certified }),
+        Listener.layer(endSession, { port: httpPort, host: Listener.loopback })
       )
     })
   )
 
-const tlsServer = Effect.fnUntraced(function* (paths: { readonly certificate: string; readonly key: string }) {
+const readCertificate = Effect.fnUntraced(function* (paths: { readonly certificate: string; readonly key: string }) {
   const files = yield* FileSystem.FileSystem
   const read = (path: string) =>
     Effect.mapError(files.readFileString(path), (error) => new CertificateUnreadable({ message: error.message }))
-  const cert = yield* read(paths.certificate)
-  const key = yield* read(paths.key)
-  return yield* Effect.try({
-    try: () => createTlsServer({ cert, key }),
-    catch: (cause) => new CertificateUnreadable({ message: `${paths.certificate}: ${cause}` })
-  })
+  return { cert: yield* read(paths.certificate), key: yield* read(paths.key) }
 })
