@@ -1,26 +1,23 @@
 /**
- * The embedded control plane's HTTP side: one loopback address that is the autoscaler, the web API and the console at once
- * (wire sections 3, 8, 9 and 10).
+ * The embedded control plane's HTTP side: the autoscaler and the web API at one address (wire sections 3, 8 and 9).
  */
-import { createServer } from "node:http"
-import * as NodeHttpServer from "@effect/platform-node/NodeHttpServer"
 import * as Effect from "effect/Effect"
 import * as HttpRouter from "effect/http/HttpRouter"
-import type { HttpServerError, ServeError } from "effect/http/HttpServerError"
+import type { HttpServerError } from "effect/http/HttpServerError"
 import * as HttpServerRequest from "effect/http/HttpServerRequest"
 import * as HttpServerResponse from "effect/http/HttpServerResponse"
-import * as Layer from "effect/Layer"
 import type * as Schema from "effect/Schema"
 import { DeleteRequests, WorkerStatus } from "../protocol/Report.ts"
 import { RouteRequest, WorkersRequest } from "../protocol/RouteApi.ts"
 import { Autoscaler, Forbidden, type Settings, UnknownEndpoint } from "./Autoscaler.ts"
-import { type CertificateRequestRefused, DevCertificates } from "./DevCertificates.ts"
+import type { CertificateRequestRefused } from "./DevCertificates.ts"
 
 type Refusal = CertificateRequestRefused | Forbidden | HttpServerError | Schema.SchemaError | UnknownEndpoint
 
 const answer = (status: number, error: string) => Effect.succeed(HttpServerResponse.jsonUnsafe({ error }, { status }))
 
-const refusals = HttpRouter.middleware<{ handles: Refusal }>()(
+/** Its answers to every refusal. */
+export const refusals = HttpRouter.middleware<{ handles: Refusal }>()(
   (routes) =>
     routes.pipe(
       Effect.catchTags({
@@ -37,11 +34,11 @@ const refusals = HttpRouter.middleware<{ handles: Refusal }>()(
 
 const bearer = (request: HttpServerRequest.HttpServerRequest) => request.headers.authorization?.replace(/^Bearer /, "")
 
-const routes = (settings: Settings) =>
+/** What the control plane answers, as autoscaler and as web API. */
+export const routes = (settings: Settings) =>
   HttpRouter.use(
     Effect.fnUntraced(function* (router) {
       const autoscaler = yield* Autoscaler
-      const certificates = yield* DevCertificates
       const started = Date.now() / 1000
 
       const endpointJob = {
@@ -93,25 +90,5 @@ const routes = (settings: Settings) =>
       )
       yield* router.add("GET", "/api/v0/endptjobs/", forAccount({ success: true, results: [endpointJob] }))
       yield* router.add("GET", `/api/v0/endptjobs/${settings.endpoint.id}/`, forAccount({ success: true, result: endpointJob }))
-      yield* router.add(
-        "POST",
-        "/api/v0/sign_cert/",
-        Effect.gen(function* () {
-          const request = yield* HttpServerRequest.HttpServerRequest
-          return HttpServerResponse.text(yield* certificates.sign(yield* request.text))
-        })
-      )
-      yield* router.add("GET", "/static/jvastai_root.cer", HttpServerResponse.text(certificates.root))
     })
-  )
-
-/** Serves the control plane on loopback. */
-export const layer = (
-  settings: Settings,
-  options: { readonly port: number }
-): Layer.Layer<never, ServeError, Autoscaler | DevCertificates> =>
-  HttpRouter.serve(Layer.merge(routes(settings), refusals), { disableLogger: true, disableListenLog: true }).pipe(
-    Layer.provide(
-      NodeHttpServer.layer(createServer, { port: options.port, host: "127.0.0.1", gracefulShutdownTimeout: "1 second" })
-    )
   )

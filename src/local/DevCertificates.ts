@@ -7,6 +7,9 @@ import { webcrypto } from "node:crypto"
 import * as x509 from "@peculiar/x509"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
+import * as HttpRouter from "effect/http/HttpRouter"
+import * as HttpServerRequest from "effect/http/HttpServerRequest"
+import * as HttpServerResponse from "effect/http/HttpServerResponse"
 import * as Layer from "effect/Layer"
 import * as Schema from "effect/Schema"
 
@@ -96,3 +99,19 @@ const make = Effect.gen(function* () {
 
 /** An authority that lives as long as this process. */
 export const layer: Layer.Layer<DevCertificates> = Layer.effect(DevCertificates, make)
+
+/** The console's part in certificates: the root, and the signing of requests. */
+export const routes = HttpRouter.use(
+  Effect.fnUntraced(function* (router) {
+    const { root, sign } = yield* DevCertificates
+    yield* router.add("GET", "/static/jvastai_root.cer", HttpServerResponse.text(root))
+    yield* router.add(
+      "POST",
+      "/api/v0/sign_cert/",
+      Effect.gen(function* () {
+        const request = yield* HttpServerRequest.HttpServerRequest
+        return HttpServerResponse.text(yield* sign(yield* request.text))
+      })
+    )
+  })
+)

@@ -1,9 +1,12 @@
 /**
  * `null-pyworker local`: the whole of Vast Serverless on this machine, and a demonstration of it.
  */
+import { createServer } from "node:http"
+import * as NodeHttpServer from "@effect/platform-node/NodeHttpServer"
 import * as Effect from "effect/Effect"
 import type { FileSystem } from "effect/FileSystem"
 import type * as HttpClient from "effect/http/HttpClient"
+import * as HttpRouter from "effect/http/HttpRouter"
 import type { ServeError } from "effect/http/HttpServerError"
 import * as Layer from "effect/Layer"
 import type { ChildProcessSpawner } from "effect/process/ChildProcessSpawner"
@@ -21,7 +24,7 @@ import type { EndpointParameters } from "../protocol/RouteApi.ts"
 import * as Autoscaler from "./Autoscaler.ts"
 import * as ControlPlane from "./ControlPlane.ts"
 import * as DevCertificates from "./DevCertificates.ts"
-import * as Fleet from "./Fleet.ts"
+import * as Processes from "./Processes.ts"
 
 /** What the local account is called by. None of these is a secret: the control plane is on loopback only. */
 export const account = {
@@ -44,9 +47,15 @@ const layer = ({ parameters, port, tls }: Options) => {
     reportAddress: address(port)
   }
   return stopWorkersFirst.pipe(
-    Layer.provide(ControlPlane.layer(settings, { port })),
+    Layer.provide(
+      HttpRouter.serve(Layer.mergeAll(ControlPlane.routes(settings), ControlPlane.refusals, DevCertificates.routes), {
+        disableLogger: true,
+        disableListenLog: true
+      })
+    ),
+    Layer.provide(NodeHttpServer.layer(createServer, { port, host: "127.0.0.1", gracefulShutdownTimeout: "1 second" })),
     Layer.provideMerge(Autoscaler.layer(settings)),
-    Layer.provide(Fleet.layer({ tls })),
+    Layer.provide(Processes.layer({ tls })),
     Layer.provide(DevCertificates.layer)
   )
 }
