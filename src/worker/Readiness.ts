@@ -41,7 +41,7 @@ export interface LogLines {
 
 /**
  * Started, or failed, by what the process writes into its log file, read from its beginning. The file may come later than the
- * worker, and may be rotated: coreutils' `tail -F` follows it.
+ * worker, and may be rotated: coreutils' `tail -F` follows it, for as long as this process lives.
  */
 export const layerLog = ({ file, onError, onInfo = [], onLoad }: LogLines): Layer.Layer<Readiness, never, ChildProcessSpawner> =>
   Layer.effect(
@@ -50,7 +50,7 @@ export const layerLog = ({ file, onError, onInfo = [], onLoad }: LogLines): Laye
       watch: (started) => {
         const saying = (line: string) => (text: string) => line.includes(text)
         let loaded = false
-        return spawner.streamLines(ChildProcess.make("tail", ["--lines=+1", "-F", file], { stderr: "ignore" })).pipe(
+        return spawner.streamLines(ChildProcess.make("tail", ["--lines=+1", "-F", `--pid=${process.pid}`, file], { stderr: "ignore" })).pipe(
           Stream.runForEach((line) => {
             const failure = onError.find(saying(line))
             if (failure !== undefined) return new BackendFailed({ reason: failure })

@@ -117,10 +117,14 @@ export const post = async (url: string, body: unknown, headers: Record<string, s
   return { status: response.status, body: (text === "" ? undefined : JSON.parse(text)) as Json }
 }
 
-/** A worker on ports of its own that reports to `autoscaler`; not yet ready. */
-export const startWorker = async (autoscaler: { readonly url: string }, environment: Record<string, string> = {}) => {
+/** A worker on ports of its own that reports to `autoscaler`; not yet ready. It is the null worker unless `program` is another. */
+export const startWorker = async (
+  autoscaler: { readonly url: string },
+  environment: Record<string, string> = {},
+  program: ReadonlyArray<string> = [command, "worker"]
+) => {
   const [port, httpPort, controlPort] = [await freePort(), await freePort(), await freePort()]
-  const worker = run(["worker"], {
+  const worker = launch(process.execPath, program, {
     CONTAINER_ID: "42",
     MASTER_TOKEN: "the-master-token",
     REPORT_ADDR: autoscaler.url,
@@ -145,9 +149,10 @@ export const startWorker = async (autoscaler: { readonly url: string }, environm
 /** A worker that has reported itself ready. */
 export const startReadyWorker = async (
   autoscaler: Awaited<ReturnType<typeof listen>>,
-  environment: Record<string, string> = {}
+  environment: Record<string, string> = {},
+  program?: ReadonlyArray<string>
 ) => {
-  const worker = await startWorker(autoscaler, environment)
+  const worker = await startWorker(autoscaler, environment, program)
   await eventually("ready", () =>
     autoscaler.to("/worker_status/").some(({ body }) => body.url === worker.url && body.loadtime > 0)
   ).catch((error) => Promise.reject(new Error(`${error.message}\n${worker.output()}`)))
