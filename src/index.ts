@@ -4,7 +4,7 @@
  * A worker is layers: `Worker.layer({ handlers })` on services of which each can be exchanged. `Launch.runMain` makes it a
  * process. `Serverless` is the caller's side.
  *
- * @module
+ * @module null-pyworker
  */
 
 /** An endpoint as its callers use it. */

@@ -2,7 +2,7 @@
  * Vast Serverless in memory, for tests of your own worker: a control plane that signs, routes and scales, workers that it starts
  * and stops, and a client, all in the test's process and on the test's clock, without a port.
  *
- * @module
+ * @module null-pyworker/testing
  */
 import * as NodeServices from "@effect/platform-node/NodeServices"
 import * as Context from "effect/Context"

@@ -4,7 +4,7 @@ import { defineConfig } from "vitest/config"
 export default defineConfig({
   test: {
     projects: [
-      { test: { name: "unit", include: ["test/**/*.test.ts"], exclude: ["test/e2e/**", "test/interop/**"] } },
+      { test: { name: "unit", include: ["test/**/*.test.ts"], exclude: ["test/e2e/**", "test/interop/**", "test/package/**"] } },
       {
         test: {
           name: "e2e",
@@ -22,7 +22,8 @@ export default defineConfig({
           testTimeout: 120_000,
           hookTimeout: 60_000
         }
-      }
+      },
+      { test: { name: "package", include: ["test/package/**/*.test.ts"], testTimeout: 60_000, hookTimeout: 120_000 } }
     ]
   }
 })

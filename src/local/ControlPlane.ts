@@ -6,11 +6,15 @@ import * as HttpRouter from "effect/http/HttpRouter"
 import type { HttpServerError } from "effect/http/HttpServerError"
 import * as HttpServerRequest from "effect/http/HttpServerRequest"
 import * as HttpServerResponse from "effect/http/HttpServerResponse"
-import type * as Schema from "effect/Schema"
+import * as Schema from "effect/Schema"
 import { DeleteRequests, WorkerStatus } from "../protocol/Report.ts"
 import { RouteRequest, WorkersRequest } from "../protocol/RouteApi.ts"
 import { Autoscaler, Forbidden, type Settings, UnknownEndpoint } from "./Autoscaler.ts"
-import type { CertificateRequestRefused } from "./DevCertificates.ts"
+
+/** What was sent to be signed is no certificate request, or its sender does not hold the key. Becomes 400. */
+export class CertificateRequestRefused extends Schema.TaggedError<CertificateRequestRefused>()("CertificateRequestRefused", {
+  reason: Schema.String
+}) {}
 
 type Refusal = CertificateRequestRefused | Forbidden | HttpServerError | Schema.SchemaError | UnknownEndpoint
 

@@ -11,12 +11,7 @@ import * as HttpRouter from "effect/http/HttpRouter"
 import * as HttpServerRequest from "effect/http/HttpServerRequest"
 import * as HttpServerResponse from "effect/http/HttpServerResponse"
 import * as Layer from "effect/Layer"
-import * as Schema from "effect/Schema"
-
-/** What was sent to be signed is no certificate request, or its sender does not hold the key. Becomes 400. */
-export class CertificateRequestRefused extends Schema.TaggedError<CertificateRequestRefused>()("CertificateRequestRefused", {
-  reason: Schema.String
-}) {}
+import { CertificateRequestRefused } from "./ControlPlane.ts"
 
 export class DevCertificates extends Context.Service<
   DevCertificates,

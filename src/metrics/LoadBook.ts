@@ -8,7 +8,7 @@
 import type { DeletedRequest, RequestStatus } from "../protocol/Report.ts"
 
 /**
- * Work to be booked. `workload` is in workload units, `enteredQueueAt` in epoch seconds. A request in a session adds to the
+ * Work to be booked. `workload` is in workload units, times are epoch seconds. A request in a session adds to the
  * sums only: to the autoscaler it is part of the session, whose `request_idx` it bears.
  */
 export interface Work {
@@ -16,6 +16,8 @@ export interface Work {
   readonly requestIdx: number | undefined
   readonly workload: number
   readonly enteredQueueAt: number
+  /** Later than the other where the work had to wait its turn; 0 where its turn never came. */
+  startedAt: number
 }
 
 /** Sums of workload since the last report that arrived. */
@@ -57,23 +59,18 @@ export const finish = (book: LoadBook, work: Work, status: "Success" | "Cancelle
   book.working.delete(work)
   if (status === "Success") book.sums = add(book.sums, { served: work.workload })
   if (status === "Cancelled") book.sums = add(book.sums, { cancelled: work.workload })
-  forget(book, work, status, { work_started_at: work.enteredQueueAt, work_completed_at: now })
+  forget(book, work, status, now)
 }
 
 /** The work was refused for want of room. */
 export const reject = (book: LoadBook, work: Work): void => {
   book.sums = add(book.sums, { rejected: work.workload })
   if (work.kind !== "request in session") book.requestsReceived += 1
-  forget(book, work, "Rejected", { work_started_at: 0, work_completed_at: 0 })
+  forget(book, work, "Rejected", 0)
 }
 
 // Without a request_idx of its own the autoscaler never knew of the request, so there is nothing for it to forget.
-const forget = (
-  book: LoadBook,
-  work: Work,
-  status: RequestStatus,
-  times: Pick<DeletedRequest, "work_started_at" | "work_completed_at">
-): void => {
+const forget = (book: LoadBook, work: Work, status: RequestStatus, now: number): void => {
   if (work.requestIdx === undefined || work.kind === "request in session") return
   book.deleting.push({
     request_idx: work.requestIdx,
@@ -81,7 +78,8 @@ const forget = (
     success: status === "Success" || status === "Cancelled",
     status,
     entered_queue_at: work.enteredQueueAt,
-    ...times
+    work_started_at: work.startedAt,
+    work_completed_at: now
   })
 }
 

@@ -26,16 +26,16 @@ import * as Seconds from "../Seconds.ts"
 import * as LoadBook from "./LoadBook.ts"
 
 /** What a caller says of its work. `workload` is in workload units. */
-export type Work = Omit<LoadBook.Work, "enteredQueueAt">
+export type Work = Omit<LoadBook.Work, "enteredQueueAt" | "startedAt">
 
 export class MetricsReporter extends Context.Service<
   MetricsReporter,
   {
     /**
      * Books work for as long as the scope is open. How the scope closes is how the work ended: a success, an interruption
-     * (the client went away) or a failure.
+     * (the client went away) or a failure. The effect that it gives says that the work's turn has come, where it had to wait.
      */
-    readonly work: (work: Work) => Effect.Effect<void, never, Scope.Scope>
+    readonly work: (work: Work) => Effect.Effect<Effect.Effect<void>, never, Scope.Scope>
     /** Books work that was refused for want of room. */
     readonly reject: (work: Work) => Effect.Effect<void>
     /** Seconds that a request would wait for the requests before it, sessions and what is in them not counted. */
@@ -66,6 +66,8 @@ const spacing = Duration.seconds(1)
 const heartbeat = Duration.seconds(9)
 /** Deleted requests that go into one report. */
 const batch = 1000
+/** Workload a second that a worker is taken to serve before it knows: a queue of any length is too long for it. */
+const slowest = 1e-5
 /** How long a report may still take when the worker stops. */
 const farewell = Duration.millis(1500)
 
@@ -152,7 +154,8 @@ const make = Effect.fnUntraced(function* (identity: ReportIdentity, transport: T
 
   return MetricsReporter.of({
     work: Effect.fnUntraced(function* (work) {
-      const entry: LoadBook.Work = { ...work, enteredQueueAt: yield* Seconds.epoch }
+      const now = yield* Seconds.epoch
+      const entry: LoadBook.Work = { ...work, enteredQueueAt: now, startedAt: now }
       yield* Effect.acquireRelease(
         Effect.andThen(
           Effect.sync(() => LoadBook.begin(book, entry)),
@@ -163,12 +166,15 @@ const make = Effect.fnUntraced(function* (identity: ReportIdentity, transport: T
           yield* booked
         })
       )
+      return Effect.map(Seconds.epoch, (turn) => {
+        entry.startedAt = turn
+      })
     }),
     reject: Effect.fnUntraced(function* (work) {
-      LoadBook.reject(book, { ...work, enteredQueueAt: yield* Seconds.epoch })
+      LoadBook.reject(book, { ...work, enteredQueueAt: yield* Seconds.epoch, startedAt: 0 })
       yield* booked
     }),
-    queueTime: Effect.sync(() => LoadBook.queuedLoad(book) / Math.max(condition.maxPerf, Number.MIN_VALUE)),
+    queueTime: Effect.sync(() => LoadBook.queuedLoad(book) / Math.max(condition.maxPerf, slowest)),
     ready: ({ loadtime, maxPerf }) =>
       Effect.suspend(() => {
         if (condition.error !== "") return Effect.void

@@ -4,9 +4,11 @@
  * Whatever a handler does, the worker sees to the rest: who may ask, how long a request may wait, what is reported of it, and
  * that it ends with its session.
  */
+import * as Cause from "effect/Cause"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
+import * as Headers from "effect/http/Headers"
 import * as HttpBody from "effect/http/HttpBody"
 import * as HttpClient from "effect/http/HttpClient"
 import * as HttpClientRequest from "effect/http/HttpClientRequest"
@@ -68,7 +70,7 @@ export const make = <P, A extends Schema.Json, E, R>(
 
 /**
  * Serves `POST {route}` by a model server on this instance: POSTs the payload as JSON to `to`, and passes the answer on as it
- * comes, status, content type and bytes, no faster than the client takes it. A client that goes away cancels the call.
+ * comes, status, headers and bytes, no faster than the client takes it. A client that goes away cancels the call.
  */
 export const forward = <P>(
   options: Options<P> & {
@@ -96,16 +98,26 @@ export const forward = <P>(
   )
 }
 
-const passOn = ({ headers, status, stream }: HttpClientResponse.HttpClientResponse) => {
-  const encoding = headers["content-encoding"]
-  return Effect.succeed(
+/** Headers that are about the connection to the model server, not about its answer. */
+const hopByHop = [
+  "connection",
+  "content-length",
+  "keep-alive",
+  "proxy-connection",
+  "te",
+  "trailer",
+  "transfer-encoding",
+  "upgrade"
+]
+
+const passOn = ({ headers, status, stream }: HttpClientResponse.HttpClientResponse) =>
+  Effect.succeed(
     HttpServerResponse.stream(stream, {
       status,
       contentType: headers["content-type"] ?? "application/octet-stream",
-      headers: encoding === undefined ? {} : { "content-encoding": encoding }
+      headers: Headers.removeMany(headers, hopByHop)
     })
   )
-}
 
 const messageOf = (error: unknown) => (error instanceof Error ? error.message : String(error))
 
@@ -148,6 +160,8 @@ const serve = <P, R>(
           return HttpServerResponse.setBody(response, HttpBody.stream(stream, contentType, contentLength))
         })
 
+      const inTurn = (turnCame: Effect.Effect<void>) => Effect.andThen(Semaphore.takeScoped(turn, 1), turnCame)
+
       yield* router.add(
         "POST",
         options.route,
@@ -163,17 +177,23 @@ const serve = <P, R>(
           yield* mayWait(work)
           // Open until the answer is sent, streams included. A failure closes it here, before it becomes an answer like others.
           const booked = yield* Scope.fork(yield* Effect.scope)
-          yield* Scope.provide(reporter.work(work), booked)
-          if (options.parallel !== true) yield* Semaphore.takeScoped(turn, 1)
-          const answer = Effect.provideContext(respond(request.payload), context)
+          const turnCame = yield* Scope.provide(reporter.work(work), booked)
+          const responded = Effect.suspend(() => Effect.provideContext(respond(request.payload), context))
+          const answer = options.parallel === true ? responded : Effect.andThen(inTurn(turnCame), responded)
           return yield* (session === undefined ? answer : within(session, answer)).pipe(
-            Effect.onError((cause) => Scope.close(booked, Exit.failCause(cause)))
+            Effect.onError((cause) => Scope.close(booked, ending(cause)))
           )
         })
       )
     })
   )
 }
+
+// What ends with its session has not failed: its client, or the consumer, wanted no more of it.
+const ending = (cause: Cause.Cause<Refusal>) =>
+  cause.reasons.some((reason) => Cause.isFailReason(reason) && reason.error._tag === "SessionGone")
+    ? Exit.interrupt()
+    : Exit.failCause(cause)
 
 const gone = Effect.fail(new SessionGone({ message: "invalid session" }))
 

@@ -50,20 +50,22 @@ export const layerLog = ({ file, onError, onInfo = [], onLoad }: LogLines): Laye
       watch: (started) => {
         const saying = (line: string) => (text: string) => line.includes(text)
         let loaded = false
-        return spawner.streamLines(ChildProcess.make("tail", ["--lines=+1", "-F", `--pid=${process.pid}`, file], { stderr: "ignore" })).pipe(
-          Stream.runForEach((line) => {
-            const failure = onError.find(saying(line))
-            if (failure !== undefined) return new BackendFailed({ reason: failure })
-            if (onInfo.some(saying(line))) return Effect.logInfo(line)
-            if (loaded || !onLoad.some(saying(line))) return Effect.void
-            loaded = true
-            return started
-          }),
-          // Only a broken instance has no tail; a killed one is started again, and says nothing twice.
-          Effect.catchTag("PlatformError", (error) => Effect.logWarning("the log is not followed", error.message)),
-          Effect.repeat(Schedule.spaced("1 second")),
-          Effect.andThen(Effect.never)
-        )
+        return spawner
+          .streamLines(ChildProcess.make("tail", ["--lines=+1", "-F", `--pid=${process.pid}`, file], { stderr: "ignore" }))
+          .pipe(
+            Stream.runForEach((line) => {
+              const failure = onError.find(saying(line))
+              if (failure !== undefined) return new BackendFailed({ reason: failure })
+              const told = onInfo.some(saying(line)) ? Effect.logInfo(line) : Effect.void
+              if (loaded || !onLoad.some(saying(line))) return told
+              loaded = true
+              return Effect.andThen(told, started)
+            }),
+            // Only a broken instance has no tail; a killed one is started again, and says nothing twice.
+            Effect.catchTag("PlatformError", (error) => Effect.logWarning("the log is not followed", error.message)),
+            Effect.repeat(Schedule.spaced("1 second")),
+            Effect.andThen(Effect.never)
+          )
       }
     }))
   )

@@ -58,6 +58,7 @@ export const watch = Effect.gen(function* () {
   })
 
   return yield* Effect.raceFirst(serve, readiness.watch(Effect.asVoid(Deferred.succeed(started, undefined)))).pipe(
+    Effect.catchDefect((defect) => Effect.fail({ reason: `crashed: ${defect}` })),
     Effect.catch(({ reason }) =>
       Effect.andThen(reporter.errored(reason), Effect.logError("errored").pipe(Effect.annotateLogs({ reason })))
     )

@@ -33,7 +33,13 @@ describe("LoadBook", () => {
         if (work.kind !== "request in session") expected.push([work.requestIdx ?? -1, step.as])
       } else {
         const kind = "begin" in step ? step.begin : step.reject
-        const work: LoadBook.Work = { kind, requestIdx: ++idx, workload: Math.abs(step.workload), enteredQueueAt: 1 }
+        const work: LoadBook.Work = {
+          kind,
+          requestIdx: ++idx,
+          workload: Math.abs(step.workload),
+          enteredQueueAt: 1,
+          startedAt: 1
+        }
         if ("begin" in step) {
           LoadBook.begin(book, work)
           open.push(work)
@@ -60,7 +66,7 @@ describe("LoadBook", () => {
   it("leaves no rounding error behind when everything has ended", () => {
     const book = LoadBook.empty()
     const works = [0.1, 0.2, 0.3].map(
-      (workload, requestIdx): LoadBook.Work => ({ kind: "session", requestIdx, workload, enteredQueueAt: 0 })
+      (workload, requestIdx): LoadBook.Work => ({ kind: "session", requestIdx, workload, enteredQueueAt: 0, startedAt: 0 })
     )
     for (const work of works) LoadBook.begin(book, work)
     for (const work of works) LoadBook.finish(book, work, "Success", 1)
@@ -69,7 +75,7 @@ describe("LoadBook", () => {
 
   it("has nothing for the autoscaler to forget where there is no request_idx", () => {
     const book = LoadBook.empty()
-    const work: LoadBook.Work = { kind: "session", requestIdx: undefined, workload: 100, enteredQueueAt: 0 }
+    const work: LoadBook.Work = { kind: "session", requestIdx: undefined, workload: 100, enteredQueueAt: 0, startedAt: 0 }
     LoadBook.begin(book, work)
     LoadBook.finish(book, work, "Success", 1)
     assert.deepStrictEqual(book.deleting, [])

@@ -184,14 +184,14 @@ describe("forward", () => {
       )
     )
 
-  it.live("passes the answer on as it comes: status, content type, bytes", () =>
+  it.live("passes the answer on as it comes: status, headers, bytes", () =>
     Effect.gen(function* () {
       const bytes = 'data: {"a": 1}\n\ndata: \u00e9\u20ac\n\ndata: [DONE]\n\n'
       const generate = Handler.forward({ route: "/generate", payload: Prompt, to: "http://model/v1/generate" }).pipe(
         Layer.provide(
           model((body) => {
             assert.deepStrictEqual(body, { prompt: "hi" })
-            return new Response(bytes, { status: 206, headers: { "content-type": "text/event-stream" } })
+            return new Response(bytes, { status: 206, headers: { "content-type": "text/event-stream", "x-model": "m1" } })
           })
         )
       )
@@ -199,6 +199,7 @@ describe("forward", () => {
       const response = yield* send("/generate", request(1, { prompt: "hi" }))
       assert.strictEqual(response.status, 206)
       assert.strictEqual(response.headers.get("content-type"), "text/event-stream")
+      assert.strictEqual(response.headers.get("x-model"), "m1")
       assert.strictEqual(yield* Effect.promise(() => response.text()), bytes)
       yield* until(() => reports.deleted.length > 0)
       assert.deepInclude(reports.deleted[0], { request_idx: 1, status: "Success" })
