@@ -32,6 +32,9 @@ import * as HealthProbe from "./worker/HealthProbe.ts"
 import * as Listener from "./worker/Listener.ts"
 import * as Worker from "./worker/Worker.ts"
 
+export { layerTest as layerRecordedReports, RecordedReports } from "./metrics/MetricsReporter.ts"
+export { layerTest as layerScriptedHealth, ScriptedHealth } from "./worker/HealthProbe.ts"
+
 /** Vast Serverless, as a test sees it. */
 export class Platform extends Context.Service<
   Platform,

@@ -3,7 +3,7 @@ import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Schema from "effect/Schema"
 import * as TestClock from "effect/testing/TestClock"
-import { Handler, HealthProbe } from "../src/index.ts"
+import { Handler } from "../src/index.ts"
 import * as Testing from "../src/testing.ts"
 
 const double = Handler.make({
@@ -25,7 +25,7 @@ const pass = (seconds: number) => Effect.repeat(TestClock.adjust("1 seconds"), {
 describe("the test kit", () => {
   it.effect("shows the autoscaler replacing a worker whose consumer dies", () =>
     Effect.gen(function* () {
-      const consumer = yield* HealthProbe.ScriptedHealth
+      const consumer = yield* Testing.ScriptedHealth
       const { workers } = yield* Testing.Platform
       yield* consumer.healthy
       yield* pass(5)
@@ -45,7 +45,7 @@ describe("the test kit", () => {
 
   it.effect("reserves, works and releases like the real thing", () =>
     Effect.gen(function* () {
-      yield* (yield* HealthProbe.ScriptedHealth).healthy
+      yield* (yield* Testing.ScriptedHealth).healthy
       const { endpoint, history } = yield* Testing.Platform
       const work = yield* Effect.forkChild(
         Effect.scoped(Effect.flatMap(endpoint.session({ lifetime: 10 }), (session) => session.request("/double", { n: 21 })))

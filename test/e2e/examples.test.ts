@@ -90,15 +90,67 @@ describe("the examples", () => {
     model.close()
   })
 
+  it("read a model's stream no faster than the client does", async () => {
+    await using folder = await temporary()
+    const log = join(folder.path, "model.log")
+    await writeFile(log, "startup complete\n")
+    const megabyte = Buffer.alloc(2 ** 20)
+    const all = 200
+    let written = 0
+    const model = createServer((asked, response) => {
+      const write = () => {
+        while (written < all) {
+          written += 1
+          if (!response.write(megabyte)) return void response.once("drain", write)
+        }
+        response.end()
+      }
+      asked.resume().on("end", write)
+    }).listen(0, "127.0.0.1")
+    await once(model, "listening")
+    await using autoscaler = await listen()
+    const environment = { MODEL_URL: `http://127.0.0.1:${(model.address() as AddressInfo).port}`, MODEL_LOG: log }
+    await using worker = await startReadyWorker(autoscaler, environment, example("openai"))
+    const response = await fetch(`${worker.url}/v1/chat/completions`, {
+      method: "POST",
+      body: JSON.stringify(request({ messages: [] }))
+    })
+    // Nobody reads: what fits into the buffers on the way is written, and then no more.
+    let before = -1
+    await eventually("stalled", async () => {
+      const stalled = before === written
+      before = written
+      await new Promise((resolve) => setTimeout(resolve, 200))
+      return stalled
+    })
+    assert.isBelow(written, all / 2)
+    const body = await response.arrayBuffer()
+    assert.strictEqual(body.byteLength, all * 2 ** 20)
+    model.closeAllConnections()
+    model.close()
+  })
+
   it("ask the consumer's health in their own way", async () => {
     await using folder = await temporary()
     const file = join(folder.path, "heartbeat")
     await writeFile(file, "")
     await using autoscaler = await listen()
-    await using worker = await startReadyWorker(autoscaler, { HEARTBEAT_FILE: file }, example("own-probe"))
+    const queue = await listen()
+    const environment = { HEARTBEAT_FILE: file, CONSUMER_PID: String(process.pid), QUEUE_PORT: new URL(queue.url).port }
+    const errorOf = (worker: { readonly url: string }) =>
+      eventually(
+        "errored",
+        () =>
+          autoscaler.to("/worker_status/").find(({ body }) => body.url === worker.url && body.error_msg !== "")?.body.error_msg
+      )
+    await using worker = await startReadyWorker(autoscaler, environment, example("own-probe"))
     assert.strictEqual((await post(`${worker.url}/ping`, request({}))).status, 200)
     await utimes(file, 0, 0)
-    const errored = await eventually("errored", () => autoscaler.to("/worker_status/").find(({ body }) => body.error_msg !== ""))
-    assert.match(errored.body.error_msg, /^no heartbeat for \d+ s$/)
+    assert.match(await errorOf(worker), /^no heartbeat for \d+ s$/)
+
+    await utimes(file, new Date(), new Date())
+    await using another = await startReadyWorker(autoscaler, environment, example("own-probe"))
+    await queue[Symbol.asyncDispose]()
+    assert.strictEqual(await errorOf(another), "the queue cannot be reached")
   })
 })
