@@ -113,16 +113,13 @@ const make = Effect.fnUntraced(function* (identity: ReportIdentity, transport: T
     )
   })
 
-  const sendDeletes = Effect.suspend(() => {
-    const requests = book.deleting.slice(0, batch)
-    if (requests.length === 0) return Effect.void
-    return Effect.andThen(
-      transport.deletes(requests),
-      Effect.suspend(() => {
-        book.deleting.splice(0, requests.length)
-        return book.deleting.length > 0 ? deletesWaiting.open : Effect.void
-      })
-    )
+  // All that wait now, batch by batch; what comes meanwhile waits for the next time.
+  const sendDeletes = Effect.gen(function* () {
+    for (let waiting = book.deleting.length; waiting > 0; waiting -= batch) {
+      const requests = book.deleting.slice(0, Math.min(batch, waiting))
+      yield* transport.deletes(requests)
+      book.deleting.splice(0, requests.length)
+    }
   })
 
   // Ends after one last report once the worker stops.

@@ -185,6 +185,19 @@ describe("MetricsReporter", () => {
     })
   )
 
+  it.effect("sends deleted requests in batches, all that wait at a time", () =>
+    Effect.gen(function* () {
+      const { deletes, reporter } = yield* reporting()
+      yield* Effect.forEach(Array(2500).keys(), (idx) => reporter.reject(session(idx)), { discard: true })
+      yield* TestClock.adjust("1 seconds")
+      // One round may have begun before all were booked; the next takes all the rest.
+      assert.isAtMost(new Set(deletes().map(({ at }) => at)).size, 2)
+      assert.isTrue(deletes().every(({ body }) => body.requests.length <= 1000))
+      const sent = deletes().flatMap(({ body }) => body.requests.map((request: { request_idx: number }) => request.request_idx))
+      assert.deepStrictEqual(sent, Array.from(Array(2500).keys()))
+    })
+  )
+
   it.effect("tries an address three times 2 s apart, then the next", () =>
     Effect.gen(function* () {
       const { statuses } = yield* reporting((post) => (post.url.startsWith("http://one") ? 503 : 200))
