@@ -30,7 +30,7 @@ export const defaultPerf = 100
  * The capacity wanted, in workload a second. Load under way counts in full, and so do queued requests unless
  * `target_queue_time` gives them more than a second to drain; `target_util` leaves headroom; `min_load` is the floor.
  */
-export const wantedCapacity = (parameters: EndpointParameters, load: { readonly working: number; readonly queued: number }) =>
+const wantedCapacity = (parameters: EndpointParameters, load: { readonly working: number; readonly queued: number }) =>
   Math.max(parameters.min_load, (load.working + load.queued / Math.max(1, parameters.target_queue_time)) / parameters.target_util)
 
 /** What to do now: how many workers to start, and which to stop. */

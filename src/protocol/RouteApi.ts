@@ -15,7 +15,7 @@ export const RouteRequest = Schema.Struct({
 })
 
 /** A worker is ready and this is the key to it. */
-export const Routed = AuthData
+const Routed = AuthData
 
 /** No worker is ready: poll again with this `request_idx`. */
 export const Queued = Schema.Struct({ request_idx: Schema.optionalKey(Schema.Int), status: Schema.optionalKey(Schema.String) })

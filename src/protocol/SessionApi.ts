@@ -6,7 +6,7 @@ import * as Schema from "effect/Schema"
 import { AuthData } from "./AuthData.ts"
 
 /** Seconds without client activity after which a session ends. */
-export const Lifetime = Schema.Finite.check(Schema.isGreaterThan(0, { expected: "a number of seconds greater than 0" }))
+const Lifetime = Schema.Finite.check(Schema.isGreaterThan(0, { expected: "a number of seconds greater than 0" }))
 
 /** Seconds that a session lives when the client does not say. */
 export const defaultLifetime = 60
