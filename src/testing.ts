@@ -58,6 +58,7 @@ const layerListener = Layer.effect(
   Effect.map(Network, (network) => ({
     listen: Effect.fnUntraced(function* (app: Listener.App, { port }: Listener.Address) {
       const context = yield* Effect.context<never>()
+      // An app needs nothing but the request, which the handler adds, and its scope.
       yield* Effect.acquireRelease(
         Effect.sync(() => network.set(port, HttpEffect.toWebHandlerWith(context)(app as Effect.Effect<never>))),
         () => Effect.sync(() => network.delete(port))
@@ -162,6 +163,7 @@ export const layer = <R = never>(options: {
   const listening = Layer.effectDiscard(
     Effect.gen(function* () {
       const { listen } = yield* Listener.Listener
+      // The refusals answer every error that the routes' type still names.
       const app = (yield* HttpRouter.toHttpEffect(routes)) as Listener.App
       yield* Effect.orDie(listen(app, { port: controlPlanePort }))
     })
