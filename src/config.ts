@@ -55,6 +55,12 @@ export class WorkerConfig extends Context.Service<
     readonly healthUrl: Option.Option<string>
     /** `MAX_SESSIONS`: sessions that may be open at once. */
     readonly maxSessions: number
+    /** `MAX_BODY_BYTES`: a longer request body is refused. */
+    readonly maxBodyBytes: number
+    /** `ON_CLOSE_ALLOW_PRIVATE`: callbacks may go to addresses that only the instance's own network answers at. */
+    readonly onCloseAllowPrivate: boolean
+    /** `JOURNAL_DIR`, or a folder of `WORKSPACE_DIR`: where sessions outlive the process. Without either, they do not. */
+    readonly journalDirectory: Option.Option<string>
   }
 >()("null-pyworker/WorkerConfig") {}
 
@@ -95,7 +101,8 @@ const Addresses = Schema.String.check(
   Schema.makeFilter((text: string) => text.split(",").every((address) => Schema.is(HttpUrl)(address.trim())))
 )
 
-const readUseSsl = Effect.map(read("USE_SSL", flag, Flag, "false"), (value) => value === "true")
+const readFlag = (name: string) => Effect.map(read(name, flag, Flag, "false"), (value) => value === "true")
+const readUseSsl = readFlag("USE_SSL")
 const readPort = read("WORKER_PORT", port, Port, 3000)
 
 const readUrl = Effect.gen(function* () {
@@ -124,6 +131,13 @@ export const reportIdentity: Effect.Effect<ReportIdentity, ConfigRefused> = Effe
   return { ...(yield* readIdentity), url: yield* Effect.orElseSucceed(readUrl, () => "") }
 })
 
+const readJournalDirectory = Effect.gen(function* () {
+  const directory = yield* read("JOURNAL_DIR", "a directory's path", Schema.String, "")
+  if (directory !== "") return Option.some(directory)
+  const workspace = yield* read("WORKSPACE_DIR", "a directory's path", Schema.String, "")
+  return workspace === "" ? Option.none() : Option.some(`${workspace}/null-pyworker`)
+})
+
 const signaturePolicies = ["require", "warn", "off"] as const
 
 /** The worker's settings from the environment. */
@@ -142,7 +156,7 @@ export const workerConfig: Effect.Effect<WorkerConfig["Service"], ConfigRefused>
         key: yield* read("INSTANCE_KEY", "a file's path", Schema.String, "/etc/instance.key")
       })
     : Option.none()
-  const unsecured = yield* read("UNSECURED", flag, Flag, "false")
+  const unsecured = yield* readFlag("UNSECURED")
   const policy = yield* read("VAST_SIGNATURE", signaturePolicies.join(", "), Schema.Literals(signaturePolicies), "require")
   const healthUrl = yield* read("BACKEND_HEALTH_URL", "an absolute http or https URL", HttpUrl, "")
   return {
@@ -152,9 +166,12 @@ export const workerConfig: Effect.Effect<WorkerConfig["Service"], ConfigRefused>
     httpPort: ports.WORKER_HTTP_PORT,
     controlPort: ports.NULL_CONTROL_PORT,
     tls,
-    signaturePolicy: unsecured === "true" ? "off" : policy,
+    signaturePolicy: unsecured ? "off" : policy,
     healthUrl: healthUrl === "" ? Option.none() : Option.some(healthUrl),
-    maxSessions: yield* read("MAX_SESSIONS", "a number of sessions from 1", Count, 1)
+    maxSessions: yield* read("MAX_SESSIONS", "a number of sessions from 1", Count, 1),
+    maxBodyBytes: yield* read("MAX_BODY_BYTES", "a number of bytes from 1", Count, 2 ** 20),
+    onCloseAllowPrivate: yield* readFlag("ON_CLOSE_ALLOW_PRIVATE"),
+    journalDirectory: yield* readJournalDirectory
   }
 })
 

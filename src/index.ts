@@ -23,6 +23,8 @@ export * as MetricsReporter from "./metrics/MetricsReporter.ts"
 export * as OnClose from "./session/OnClose.ts"
 /** The reservation of a worker. */
 export * as Session from "./session/Session.ts"
+/** What outlives the process. */
+export * as SessionJournal from "./session/SessionJournal.ts"
 /** The room that a worker has for sessions. */
 export * as SessionSlot from "./session/SessionSlot.ts"
 /** What the consumer on the instance speaks to. */

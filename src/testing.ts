@@ -27,6 +27,7 @@ import * as ControlPlane from "./local/ControlPlane.ts"
 import * as Fleet from "./local/Fleet.ts"
 import * as Scaling from "./local/Scaling.ts"
 import type { EndpointParameters, WorkerInfo } from "./protocol/RouteApi.ts"
+import { Outbound } from "./session/OnClose.ts"
 import type { Handler } from "./worker/Handler.ts"
 import * as HealthProbe from "./worker/HealthProbe.ts"
 import * as Listener from "./worker/Listener.ts"
@@ -107,7 +108,9 @@ export const layer = <R = never>(options: {
   const fleet = Layer.effect(
     Fleet.Fleet,
     Effect.gen(function* () {
-      const surroundings = yield* Effect.context<R | HttpClient.HttpClient | Listener.Listener | NodeServices.NodeServices>()
+      const surroundings = yield* Effect.context<
+        R | HttpClient.HttpClient | Outbound | Listener.Listener | NodeServices.NodeServices
+      >()
       const consumer = yield* HealthProbe.HealthProbe
       const worker = Worker.layer({ handlers: options.handlers }).pipe(
         Layer.provide(Layer.succeed(HealthProbe.HealthProbe, consumer)),
@@ -127,7 +130,10 @@ export const layer = <R = never>(options: {
             tls: Option.none(),
             signaturePolicy: "require",
             healthUrl: Option.none(),
-            maxSessions: 1
+            maxSessions: 1,
+            maxBodyBytes: 2 ** 20,
+            onCloseAllowPrivate: false,
+            journalDirectory: Option.none()
           })
           yield* Layer.build(
             Layer.fresh(worker).pipe(
@@ -175,6 +181,7 @@ export const layer = <R = never>(options: {
     Layer.provide(Autoscaler.layer(full)),
     Layer.provide(fleet),
     Layer.provideMerge(HealthProbe.layerTest),
+    Layer.provide(Layer.effect(Outbound, HttpClient.HttpClient)),
     Layer.provide([layerClient, layerListener, NodeServices.layer]),
     Layer.provide(Layer.succeed(Network, new Map())),
     Layer.orDie

@@ -30,7 +30,10 @@ describe("workerConfig", () => {
         tls: Option.none(),
         signaturePolicy: "require",
         healthUrl: Option.none(),
-        maxSessions: 1
+        maxSessions: 1,
+        maxBodyBytes: 1_048_576,
+        onCloseAllowPrivate: false,
+        journalDirectory: Option.none()
       })
     })
   )

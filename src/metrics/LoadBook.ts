@@ -5,6 +5,7 @@
  * `deleting`. The sums are taken whole for a report and given back if it did not arrive, so that nothing which is booked
  * meanwhile is lost (wire section 8, "Ours").
  */
+import type * as Effect from "effect/Effect"
 import type { DeletedRequest, RequestStatus } from "../protocol/Report.ts"
 
 /**
@@ -20,6 +21,12 @@ export interface Work {
   startedAt: number
 }
 
+/** A request that the autoscaler may forget, and what to do once it has been told. */
+export interface Deletion {
+  readonly request: DeletedRequest
+  readonly told: Effect.Effect<void>
+}
+
 /** Sums of workload since the last report that arrived. */
 export interface Sums {
   readonly received: number
@@ -32,7 +39,7 @@ export interface LoadBook {
   sums: Sums
   requestsReceived: number
   readonly working: Set<Work>
-  readonly deleting: Array<DeletedRequest>
+  readonly deleting: Array<Deletion>
 }
 
 const nothing: Sums = { received: 0, cancelled: 0, rejected: 0, served: 0 }
@@ -54,25 +61,26 @@ export const begin = (book: LoadBook, work: Work): void => {
   book.working.add(work)
 }
 
-/** Work under way has ended at `now` (epoch seconds). */
-export const finish = (book: LoadBook, work: Work, status: "Success" | "Cancelled" | "Error", now: number): void => {
+/** Work under way has ended. */
+export const finish = (book: LoadBook, work: Work, status: "Success" | "Cancelled" | "Error"): void => {
   book.working.delete(work)
   if (status === "Success") book.sums = add(book.sums, { served: work.workload })
   if (status === "Cancelled") book.sums = add(book.sums, { cancelled: work.workload })
-  forget(book, work, status, now)
 }
 
 /** The work was refused for want of room. */
 export const reject = (book: LoadBook, work: Work): void => {
   book.sums = add(book.sums, { rejected: work.workload })
   if (work.kind !== "request in session") book.requestsReceived += 1
-  forget(book, work, "Rejected", 0)
 }
 
-// Without a request_idx of its own the autoscaler never knew of the request, so there is nothing for it to forget.
-const forget = (book: LoadBook, work: Work, status: RequestStatus, now: number): void => {
+/**
+ * What the autoscaler is to be told of work that has ended at `now` (epoch seconds, 0 where it never began). Without a
+ * `request_idx` of its own the autoscaler never knew of the work, so there is nothing for it to forget.
+ */
+export const deletion = (work: Omit<Work, "workload">, status: RequestStatus, now: number): DeletedRequest | undefined => {
   if (work.requestIdx === undefined || work.kind === "request in session") return
-  book.deleting.push({
+  return {
     request_idx: work.requestIdx,
     // A client that went away got what it wanted: the platform counts a cancelled request as a success.
     success: status === "Success" || status === "Cancelled",
@@ -80,7 +88,16 @@ const forget = (book: LoadBook, work: Work, status: RequestStatus, now: number):
     entered_queue_at: work.enteredQueueAt,
     work_started_at: work.startedAt,
     work_completed_at: now
-  })
+  }
+}
+
+/** Deletions that wait at most: an hour's without an autoscaler, at 27 requests a second. */
+const mostDeleting = 100_000
+
+/** Has a deletion wait for its report. Where too many wait already, the oldest is given up, and given back. */
+export const forget = (book: LoadBook, deletion: Deletion): Deletion | undefined => {
+  book.deleting.push(deletion)
+  return book.deleting.length > mostDeleting ? book.deleting.shift() : undefined
 }
 
 /** Takes the sums out of the book, for a report. */

@@ -16,12 +16,19 @@ import * as HttpClient from "effect/http/HttpClient"
 import * as HttpClientRequest from "effect/http/HttpClientRequest"
 import * as Latch from "effect/Latch"
 import * as Layer from "effect/Layer"
+import * as Random from "effect/Random"
 import * as Redacted from "effect/Redacted"
 import * as Schedule from "effect/Schedule"
 import * as Schema from "effect/Schema"
 import type * as Scope from "effect/Scope"
 import { type ReportIdentity, WorkerConfig } from "../config.ts"
-import { type DeletedRequest, type DeleteRequests, protocolVersion, type WorkerStatus } from "../protocol/Report.ts"
+import {
+  type DeletedRequest,
+  type DeleteRequests,
+  protocolVersion,
+  type RequestStatus,
+  type WorkerStatus
+} from "../protocol/Report.ts"
 import * as Seconds from "../Seconds.ts"
 import * as LoadBook from "./LoadBook.ts"
 
@@ -38,6 +45,11 @@ export class MetricsReporter extends Context.Service<
     readonly work: (work: Work) => Effect.Effect<Effect.Effect<void>, never, Scope.Scope>
     /** Books work that was refused for want of room. */
     readonly reject: (work: Work) => Effect.Effect<void>
+    /**
+     * Has the autoscaler told that it may forget a request, and runs `told` once it has been. Other work than sessions needs
+     * none of this: `work` and `reject` see to it. A session's deletion has to outlive the process, so the session does.
+     */
+    readonly forget: (request: DeletedRequest, told: Effect.Effect<void>) => Effect.Effect<void>
     /** Seconds that a request would wait for the requests before it, sessions and what is in them not counted. */
     readonly queueTime: Effect.Effect<number>
     /** The worker takes requests: `loadtime` seconds after its start, at `maxPerf` workload a second. An errored worker stays errored. */
@@ -64,6 +76,8 @@ interface Transport {
 const spacing = Duration.seconds(1)
 /** After the spacing, so that there is a report every 10 s. */
 const heartbeat = Duration.seconds(9)
+/** Seconds between two reports that did not arrive, at most. */
+const longestPause = 30
 /** Deleted requests that go into one report. */
 const batch = 1000
 /** Workload a second that a worker is taken to serve before it knows: a queue of any length is too long for it. */
@@ -82,7 +96,6 @@ const make = Effect.fnUntraced(function* (identity: ReportIdentity, transport: T
   const told = yield* Latch.make(true)
 
   const changed = Effect.andThen(told.close, statusChanged.open)
-  const booked = Effect.andThen(changed, deletesWaiting.open)
 
   const sendStatus = Effect.suspend(() => {
     const sums = LoadBook.takeSums(book)
@@ -113,32 +126,63 @@ const make = Effect.fnUntraced(function* (identity: ReportIdentity, transport: T
     )
   })
 
-  // All that wait now, batch by batch; what comes meanwhile waits for the next time.
+  // All that wait now, batch by batch; what comes meanwhile waits for the next time. Taken out first and put back if need be,
+  // because the oldest may have to be given up meanwhile.
   const sendDeletes = Effect.gen(function* () {
     for (let waiting = book.deleting.length; waiting > 0; waiting -= batch) {
-      const requests = book.deleting.slice(0, Math.min(batch, waiting))
-      yield* transport.deletes(requests)
-      book.deleting.splice(0, requests.length)
+      const deletions = book.deleting.splice(0, Math.min(batch, waiting))
+      yield* transport
+        .deletes(deletions.map(({ request }) => request))
+        .pipe(Effect.onError(() => Effect.sync(() => book.deleting.unshift(...deletions))))
+      yield* Effect.forEach(deletions, ({ told }) => told, { discard: true })
     }
   })
+
+  const forget = Effect.fnUntraced(function* (deletion: LoadBook.Deletion) {
+    const givenUp = LoadBook.forget(book, deletion)
+    if (givenUp !== undefined) {
+      yield* Effect.logError("deletion given up: too many wait").pipe(
+        Effect.annotateLogs({ request_idx: givenUp.request.request_idx })
+      )
+      yield* givenUp.told
+    }
+    yield* deletesWaiting.open
+  })
+
+  const forgetRequest = (work: LoadBook.Work, status: RequestStatus, now: number) => {
+    const request = work.kind === "session" ? undefined : LoadBook.deletion(work, status, now)
+    return request === undefined ? Effect.void : forget({ request, told: Effect.void })
+  }
+
+  // Doubled with every failure, and never twice the same: ten thousand workers must not come back in step.
+  const pauseAfter = (failures: number) =>
+    failures === 0
+      ? Effect.succeed(spacing)
+      : Effect.map(Random.nextBetween(0.5, 1), (share) => Duration.seconds(share * Math.min(2 ** failures, longestPause)))
 
   // Ends after one last report once the worker stops.
   const reportWhen = Effect.fnUntraced(function* (changed: Latch.Latch, send: Effect.Effect<void, ReportFailed>) {
     // A worker that is ready within the first second says so in its first report, instead of a second after it.
     let patience = spacing
+    let failures = 0
     while (true) {
       yield* Effect.raceFirst(changed.await, stopping.await).pipe(Effect.timeoutOption(patience))
       patience = heartbeat
       const last = Latch.isOpen(stopping)
       yield* changed.close
-      yield* send.pipe(
+      failures = yield* send.pipe(
         Effect.raceFirst(stopping.await.pipe(Effect.delay(farewell), Effect.andThen(stoppedBeforeSent))),
+        Effect.as(0),
         Effect.catch(({ route, reason }) =>
-          Effect.andThen(Effect.logWarning("report not delivered").pipe(Effect.annotateLogs({ route, reason })), changed.open)
+          Effect.logWarning("report not delivered").pipe(
+            Effect.annotateLogs({ route, reason }),
+            Effect.andThen(changed.open),
+            Effect.as(failures + 1)
+          )
         )
       )
       if (last) return
-      yield* Effect.raceFirst(Effect.sleep(spacing), stopping.await)
+      yield* Effect.raceFirst(Effect.sleep(yield* pauseAfter(failures)), stopping.await)
     }
   })
 
@@ -159,8 +203,10 @@ const make = Effect.fnUntraced(function* (identity: ReportIdentity, transport: T
           changed
         ),
         Effect.fnUntraced(function* (_, exit) {
-          LoadBook.finish(book, entry, outcome(exit), yield* Seconds.epoch)
-          yield* booked
+          const status = outcome(exit)
+          LoadBook.finish(book, entry, status)
+          yield* changed
+          yield* forgetRequest(entry, status, yield* Seconds.epoch)
         })
       )
       return Effect.map(Seconds.epoch, (turn) => {
@@ -168,9 +214,12 @@ const make = Effect.fnUntraced(function* (identity: ReportIdentity, transport: T
       })
     }),
     reject: Effect.fnUntraced(function* (work) {
-      LoadBook.reject(book, { ...work, enteredQueueAt: yield* Seconds.epoch, startedAt: 0 })
-      yield* booked
+      const entry: LoadBook.Work = { ...work, enteredQueueAt: yield* Seconds.epoch, startedAt: 0 }
+      LoadBook.reject(book, entry)
+      yield* changed
+      yield* forgetRequest(entry, "Rejected", 0)
     }),
+    forget: (request, told) => forget({ request, told }),
     queueTime: Effect.sync(() => LoadBook.queuedLoad(book) / Math.max(condition.maxPerf, slowest)),
     ready: ({ loadtime, maxPerf }) =>
       Effect.suspend(() => {

@@ -2,7 +2,8 @@
  * A session: the reservation of a worker, held as a scoped resource.
  *
  * Opening one takes a slot, books its load and starts its lifetime. Closing its scope, for whatever reason, undoes exactly
- * that and hands over the callback. Only `Sessions` closes that scope, and whoever comes first does it.
+ * that and hands over what others are owed: the callback, and the autoscaler's word. Only `Sessions` closes that scope, and
+ * whoever comes first does it. The journal has each step before anybody is told of it.
  */
 
 import { randomBytes } from "node:crypto"
@@ -14,11 +15,13 @@ import * as Exit from "effect/Exit"
 import * as Layer from "effect/Layer"
 import * as Schema from "effect/Schema"
 import * as Scope from "effect/Scope"
+import * as LoadBook from "../metrics/LoadBook.ts"
 import { MetricsReporter, type Work } from "../metrics/MetricsReporter.ts"
 import * as AuthData from "../protocol/AuthData.ts"
 import type { Reservation } from "../protocol/SessionApi.ts"
 import * as Seconds from "../Seconds.ts"
 import { OnClose } from "./OnClose.ts"
+import { type Debts, OpenSession, SessionJournal } from "./SessionJournal.ts"
 import { SessionSlot, type SlotOccupied } from "./SessionSlot.ts"
 
 /** An open session. Times are epoch seconds, `lifetime` is seconds. */
@@ -72,6 +75,7 @@ interface Held extends Session {
   readonly fingerprint: AuthData.Fingerprint
   readonly openedAt: number
   readonly ended: Deferred.Deferred<void>
+  expiration: number
   deadline: number
 }
 
@@ -79,7 +83,9 @@ const make = Effect.gen(function* () {
   const slot = yield* SessionSlot
   const reporter = yield* MetricsReporter
   const onClose = yield* OnClose
+  const journal = yield* SessionJournal
   const open = new Map<string, Held>()
+  const owed = new Map<string, Debts>()
   let stopping = false
 
   const close = Effect.fnUntraced(function* (session: Session, reason: CloseReason) {
@@ -109,31 +115,100 @@ const make = Effect.gen(function* () {
       }
     }).pipe(Effect.ensuring(close(session, "expired")))
 
-  const acquire = Effect.fnUntraced(function* (scope: Scope.Closeable, auth: AuthData.AuthData, reservation: Reservation) {
+  const owe = Effect.fnUntraced(function* (id: string, debts: Debts) {
+    if (debts.callback === null && debts.deletion === null) {
+      owed.delete(id)
+      return yield* journal.remove(id)
+    }
+    owed.set(id, debts)
+    yield* journal.put({ id, entry: debts, expiration: 0 })
+  })
+
+  const settle = (id: string, debt: "callback" | "deletion") =>
+    Effect.suspend(() => {
+      const debts = owed.get(id)
+      return debts === undefined ? Effect.void : owe(id, { ...debts, [debt]: null })
+    })
+
+  const pay = Effect.fnUntraced(function* (id: string, { callback, deletion }: Debts) {
+    if (deletion !== null) yield* reporter.forget(deletion, settle(id, "deletion"))
+    if (callback !== null) yield* onClose.deliver({ sessionId: id, ...callback }, settle(id, "callback"))
+  })
+
+  /** The end of a session, as the journal has it from now on, whatever becomes of this process. */
+  const end = Effect.fnUntraced(function* (session: Session) {
+    const route = session.reservation.on_close_route
+    const times = { enteredQueueAt: session.createdAt, startedAt: session.createdAt }
+    const debts: Debts = {
+      _tag: "owed",
+      callback: route === null ? null : { route, payload: session.reservation.on_close_payload },
+      deletion: LoadBook.deletion({ ...asWork(session.auth), ...times }, "Success", yield* Seconds.epoch) ?? null
+    }
+    yield* owe(session.id, debts)
+    yield* pay(session.id, debts)
+  })
+
+  const refuse = Effect.fnUntraced(function* (auth: AuthData.AuthData) {
+    yield* reporter.reject(asWork(auth))
+    const times = { enteredQueueAt: yield* Seconds.epoch, startedAt: 0 }
+    const deletion = LoadBook.deletion({ ...asWork(auth), ...times }, "Rejected", 0)
+    if (deletion === undefined) return
+    const [id, debts]: [string, Debts] = [newId(), { _tag: "owed", callback: null, deletion }]
+    yield* owe(id, debts)
+    yield* pay(id, debts)
+  })
+
+  /** Holds a session for `left` seconds. */
+  const hold = Effect.fnUntraced(function* (scope: Scope.Closeable, session: Session, left: number) {
     yield* slot.take
-    yield* reporter.work(asWork(auth))
+    yield* reporter.work(asWork(session.auth))
     const now = yield* Seconds.monotonic
-    const session: Held = {
-      id: randomBytes(16).toString("hex"),
-      auth,
-      reservation,
-      createdAt: yield* Seconds.epoch,
-      get expiration() {
-        return this.createdAt + (this.deadline - this.openedAt)
-      },
+    const held: Held = {
+      ...session,
       scope,
-      fingerprint: AuthData.fingerprint(auth),
+      fingerprint: AuthData.fingerprint(session.auth),
       openedAt: now,
       ended: yield* Deferred.make<void>(),
-      deadline: now + reservation.lifetime
+      deadline: now + left
     }
-    const route = reservation.on_close_route
-    if (route !== null) {
-      yield* Effect.addFinalizer(() => onClose.deliver({ sessionId: session.id, route, payload: reservation.on_close_payload }))
+    yield* Effect.addFinalizer(() => end(held))
+    const { auth, createdAt, expiration, id, reservation } = session
+    yield* journal.put({ id, entry: OpenSession.make({ auth, reservation, createdAt }), expiration })
+    open.set(id, held)
+    yield* Effect.forkScoped(live(held))
+    return held
+  })
+
+  const acquire = Effect.fnUntraced(function* (session: Session, left: number) {
+    const scope = yield* Scope.make()
+    return yield* hold(scope, session, left).pipe(
+      Scope.provide(scope),
+      Effect.onError((cause) => Scope.close(scope, Exit.failCause(cause)))
+    )
+  }, Effect.uninterruptible)
+
+  // What an earlier process left: it goes on as if that had not gone. A session whose life ran out meanwhile ends at once.
+  const restore = Effect.gen(function* () {
+    const now = yield* Seconds.epoch
+    const rows = yield* journal.rows
+    const debts = rows.flatMap(({ entry, id }) => (entry._tag === "owed" ? [{ id, entry }] : []))
+    for (const { entry, id } of debts.sort((a, b) => endOf(a.entry) - endOf(b.entry))) {
+      owed.set(id, entry)
+      yield* pay(id, entry)
     }
-    open.set(session.id, session)
-    yield* Effect.forkScoped(live(session))
-    return session
+    for (const { entry, expiration, id } of rows) {
+      if (entry._tag === "owed") continue
+      // Whatever the clock did meanwhile, nobody gets more than a lifetime.
+      const { auth, createdAt, reservation } = entry
+      const left = Math.min(Math.max(expiration - now, 0), reservation.lifetime)
+      const session: Session = { id, auth, reservation, createdAt, expiration: now + left }
+      const restored = yield* Effect.exit(acquire(session, left))
+      // There is less room than there was.
+      if (Exit.isFailure(restored)) yield* end(session)
+      yield* Effect.logInfo(Exit.isSuccess(restored) ? "session restored" : "session not restored").pipe(
+        Effect.annotateLogs({ session_id: id, left_seconds: round(left) })
+      )
+    }
   })
 
   const shutdown = Effect.suspend(() => {
@@ -141,18 +216,17 @@ const make = Effect.gen(function* () {
     return closeAll("shutdown")
   })
   yield* Effect.addFinalizer(() => shutdown)
+  yield* restore
 
   return Sessions.of({
     open: Effect.fnUntraced(function* (auth, reservation) {
       if (stopping) return yield* new WorkerStopping()
-      const scope = yield* Scope.make()
-      const session = yield* acquire(scope, auth, reservation).pipe(
-        Scope.provide(scope),
-        Effect.onError((cause) => Scope.close(scope, Exit.failCause(cause))),
-        Effect.tapErrorTag("SlotOccupied", () => reporter.reject(asWork(auth)))
-      )
+      const createdAt = yield* Seconds.epoch
+      const { lifetime } = reservation
+      const asked: Session = { id: newId(), auth, reservation, createdAt, expiration: createdAt + lifetime }
+      const session = yield* Effect.tapErrorTag(acquire(asked, lifetime), "SlotOccupied", () => refuse(auth))
       yield* Effect.logInfo("session opened").pipe(
-        Effect.annotateLogs({ session_id: session.id, lifetime: reservation.lifetime, request_idx: auth.request_idx })
+        Effect.annotateLogs({ session_id: session.id, lifetime, request_idx: auth.request_idx })
       )
       return session
     }, Effect.uninterruptible),
@@ -164,9 +238,13 @@ const make = Effect.gen(function* () {
         return granted ? Effect.succeed(session) : new SessionAuthRefused()
       }),
     extend: (session) =>
-      Effect.map(Seconds.monotonic, (now) => {
+      Effect.flatMap(Seconds.monotonic, (now) => {
         const held = open.get(session.id)
-        if (held !== undefined) held.deadline = Math.max(held.deadline, now + held.reservation.lifetime)
+        const more = held === undefined ? 0 : now + held.reservation.lifetime - held.deadline
+        if (held === undefined || more <= 0) return Effect.void
+        held.deadline += more
+        held.expiration += more
+        return journal.extend(held.id, held.expiration)
       }),
     ended: (session) =>
       Effect.suspend(() => {
@@ -179,13 +257,20 @@ const make = Effect.gen(function* () {
   })
 })
 
+const newId = () => randomBytes(16).toString("hex")
+
 const asWork = (auth: AuthData.AuthData): Work => ({
   kind: "session",
   requestIdx: auth.request_idx,
   workload: AuthData.workload(auth)
 })
 
+const endOf = ({ deletion }: Debts) => (deletion === null ? 0 : deletion.work_completed_at || deletion.entered_queue_at)
+
 const round = (seconds: number) => Math.round(seconds * 1000) / 1000
 
 /** Sessions in this process. Stopping the layer closes them all, as a success. */
-export const layer: Layer.Layer<Sessions, never, SessionSlot | MetricsReporter | OnClose> = Layer.effect(Sessions, make)
+export const layer: Layer.Layer<Sessions, never, SessionSlot | MetricsReporter | OnClose | SessionJournal> = Layer.effect(
+  Sessions,
+  make
+)

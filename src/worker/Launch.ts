@@ -16,11 +16,12 @@ import * as Runtime from "effect/Runtime"
 import { type ConfigRefused, logConfig, reportIdentity, WorkerConfig, workerConfig } from "../config.ts"
 import * as Logging from "../logging.ts"
 import * as MetricsReporter from "../metrics/MetricsReporter.ts"
+import * as OnClose from "../session/OnClose.ts"
 import * as Listener from "./Listener.ts"
 import type { CertificateUnreadable } from "./WorkerServer.ts"
 
 /** What a worker may need of the process that it runs in. */
-export type Surroundings = WorkerConfig | HttpClient | Listener.Listener | NodeServices.NodeServices
+export type Surroundings = WorkerConfig | HttpClient | OnClose.Outbound | Listener.Listener | NodeServices.NodeServices
 
 /** A worker that is complete but for its surroundings: `Worker.layer` on `Worker.layerServices`, or on services of your own. */
 export type CompleteWorker<A> = Layer.Layer<A, ServeError | CertificateUnreadable, Surroundings>
@@ -55,6 +56,7 @@ const failed = ({ message }: { readonly message: string }) =>
 const launch = <A>(worker: CompleteWorker<A>, config: WorkerConfig["Service"]) =>
   leaveInTime.pipe(
     Layer.provide(worker),
+    Layer.provide(OnClose.layerOutboundNode),
     Layer.provide(Layer.succeed(WorkerConfig, config)),
     Layer.launch,
     Effect.catchTags({ CertificateUnreadable: failed, ServeError: ({ cause }) => failed({ message: String(cause) }) })

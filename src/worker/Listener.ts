@@ -1,8 +1,9 @@
 /**
  * Where a router's routes are reached: on ports of this machine, unless another layer says otherwise.
  */
-import { createServer } from "node:http"
+import { createServer, type Server } from "node:http"
 import { createServer as createTlsServer } from "node:https"
+import type { Duplex } from "node:stream"
 import * as NodeHttpServer from "@effect/platform-node/NodeHttpServer"
 import * as ByteSize from "effect/ByteSize"
 import * as Context from "effect/Context"
@@ -14,6 +15,7 @@ import type { HttpServerRequest } from "effect/http/HttpServerRequest"
 import type { HttpServerResponse } from "effect/http/HttpServerResponse"
 import * as Layer from "effect/Layer"
 import type * as Scope from "effect/Scope"
+import { WorkerConfig } from "../config.ts"
 import * as Refusals from "./Refusals.ts"
 
 /** An address to be reached at. Without a host it is every interface of the machine. */
@@ -47,29 +49,50 @@ const grace = "1 second"
  */
 const keepAliveTimeout = 75_000
 
-/** More than any request that is no work in itself; nobody has proved who they are while a body is read. */
-const maxBody = ByteSize.mebibytes(1)
+/** Milliseconds within which a request's headers, and all of it, have to be there; looked after every so often. */
+const timeouts = { headersTimeout: 10_000, requestTimeout: 30_000, connectionsCheckingInterval: 2000 }
+
+// What Node says of a request that never became one, in the form of all our errors.
+const broken: Readonly<Record<string, readonly [status: string, error: string]>> = {
+  ERR_HTTP_REQUEST_TIMEOUT: ["408 Request Timeout", "request not received in time"],
+  HPE_HEADER_OVERFLOW: ["431 Request Header Fields Too Large", "headers too large"]
+}
+
+const answerBroken = (error: NodeJS.ErrnoException, socket: Duplex) => {
+  if (!socket.writable) return socket.destroy()
+  const [status, what] = broken[error.code ?? ""] ?? ["400 Bad Request", "not HTTP"]
+  const body = JSON.stringify({ error: what })
+  return socket.end(
+    `HTTP/1.1 ${status}\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: ${body.length}\r\n\r\n${body}`
+  )
+}
 
 /** Listens on ports, with Node's own servers. */
 export const layerNode: Layer.Layer<Listener> = Layer.succeed(Listener, {
   listen: Effect.fnUntraced(function* (app: App, { tls, ...address }: Address) {
     const server = yield* Effect.try({
-      try: () => Object.assign(tls === undefined ? createServer() : createTlsServer(tls), { keepAliveTimeout }),
+      try: (): Server => {
+        const options = { ...timeouts, keepAliveTimeout }
+        return tls === undefined ? createServer(options) : createTlsServer({ ...tls, ...options })
+      },
       catch: (cause) => new ServeError({ cause })
     })
+    server.on("clientError", answerBroken)
     const { serve } = yield* NodeHttpServer.make(() => server, { ...address, gracefulShutdownTimeout: grace })
     yield* Effect.addFinalizer(() => Effect.sync(() => server.closeAllConnections()))
     yield* serve(app)
   })
 })
 
-/** Serves routes at an address, with the answers to every refusal. */
+/** Serves routes at an address, with the answers to every refusal. A body of more than `MAX_BODY_BYTES` is one. */
 export const layer = <A, E, R>(routes: Layer.Layer<A, E, R>, address: Address) =>
   Layer.effectDiscard(
     Effect.gen(function* () {
       const { listen } = yield* Listener
+      const { maxBodyBytes } = yield* WorkerConfig
       // Routes bring what they need with them, which a type that is generic in them cannot say.
-      const app = (yield* HttpRouter.toHttpEffect(Layer.merge(routes, Refusals.layer))) as App
-      yield* Effect.provideService(listen(app, address), MaxBodySize, maxBody)
+      // The refusals come first, and so are around whatever middleware the routes have.
+      const app = (yield* HttpRouter.toHttpEffect(Layer.provideMerge(routes, Refusals.layer))) as App
+      yield* Effect.provideService(listen(app, address), MaxBodySize, ByteSize.bytes(maxBodyBytes))
     })
   )

@@ -26,9 +26,13 @@ export class HandlerFailed extends Schema.TaggedError<HandlerFailed>()("HandlerF
 /** The caller of a management route does not hold the master token. Becomes 401. */
 export class TokenRefused extends Schema.TaggedError<TokenRefused>()("TokenRefused", {}) {}
 
+/** The caller of the control server is no program of this machine, or may be a web page in one. Becomes 403. */
+export class CallerRefused extends Schema.TaggedError<CallerRefused>()("CallerRefused", {}) {}
+
 /** Everything that a route may refuse with. */
 export type Refusal =
   | BodyRefused
+  | CallerRefused
   | HandlerFailed
   | HttpServerError
   | QueueTooLong
@@ -49,6 +53,7 @@ export const layer = HttpRouter.middleware<{ handles: Refusal }>()(
     routes.pipe(
       Effect.catchTags({
         BodyRefused: ({ message, fields }) => answer(422, message, fields),
+        CallerRefused: () => answer(403, "only programs on this machine may ask, as localhost and without an Origin"),
         HandlerFailed: ({ reason, status }) => answer(status, reason),
         HttpServerError: ({ reason }) => {
           if (reason._tag === "RouteNotFound") return answer(404, "no such route")

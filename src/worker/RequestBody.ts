@@ -32,6 +32,13 @@ export const read = <S extends Schema.Constraint>(schema: S) => {
   })
 }
 
+/** Refuses a body for what is in one of its fields. */
+export const refuseField = ([field, ...inner]: readonly [string, ...Array<string>], message: string): BodyRefused => {
+  const fields: Record<string, Schema.Json> = {}
+  place(fields, field, inner, message)
+  return new BodyRefused({ message: `${[field, ...inner].join(".")}: ${message}`, fields })
+}
+
 const format = SchemaIssue.makeFormatterStandardSchemaV1({
   leafHook: (issue) => (issue._tag === "MissingKey" ? "missing" : SchemaIssue.defaultLeafHook(issue))
 })

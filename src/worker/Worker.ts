@@ -11,6 +11,7 @@ import * as MetricsReporter from "../metrics/MetricsReporter.ts"
 import * as Seconds from "../Seconds.ts"
 import * as OnClose from "../session/OnClose.ts"
 import * as Session from "../session/Session.ts"
+import * as SessionJournal from "../session/SessionJournal.ts"
 import * as SessionSlot from "../session/SessionSlot.ts"
 import * as ControlServer from "./ControlServer.ts"
 import type { Handler } from "./Handler.ts"
@@ -89,6 +90,8 @@ export const layerServices = Session.layer.pipe(
   Layer.provideMerge(SessionSlot.layer),
   Layer.provideMerge(OnClose.layer),
   Layer.provideMerge(MetricsReporter.layer),
+  // Last to be provided, so last to go: until then debts are being settled.
+  Layer.provideMerge(SessionJournal.layer),
   Layer.provideMerge(
     Layer.mergeAll(HealthProbe.layer, RequestAuth.layer, Readiness.layerLifecycle, Performance.layerPinned(oneSession))
   )
@@ -96,4 +99,8 @@ export const layerServices = Session.layer.pipe(
 
 /** A worker with these handlers, on an instance. */
 export const layerFromEnv = <R = never>(options: { readonly handlers: ReadonlyArray<Handler<R>> }) =>
-  layer(options).pipe(Layer.provide(layerServices), Layer.provide([WorkerConfig.layerFromEnv, Listener.layerNode]))
+  layer(options).pipe(
+    Layer.provide(layerServices),
+    Layer.provide([OnClose.layerOutboundNode, Listener.layerNode]),
+    Layer.provide(WorkerConfig.layerFromEnv)
+  )

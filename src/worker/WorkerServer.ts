@@ -15,6 +15,7 @@ import * as Redacted from "effect/Redacted"
 import * as Schema from "effect/Schema"
 import { WorkerConfig } from "../config.ts"
 import { CreateSession, type SessionCreated, type SessionEnded, SessionKey, type SessionState } from "../protocol/SessionApi.ts"
+import * as OnClose from "../session/OnClose.ts"
 import { Sessions } from "../session/Session.ts"
 import * as Handler from "./Handler.ts"
 import * as Listener from "./Listener.ts"
@@ -52,6 +53,7 @@ const sessionRoutes = HttpRouter.use(
   Effect.fnUntraced(function* (router) {
     const sessions = yield* Sessions
     const auth = yield* RequestAuth
+    const { onCloseAllowPrivate } = yield* WorkerConfig
     const readCreate = RequestBody.read(CreateSession)
 
     yield* router.add(
@@ -59,6 +61,8 @@ const sessionRoutes = HttpRouter.use(
       "/session/create",
       Effect.gen(function* () {
         const request = yield* readCreate
+        const route = request.payload.on_close_route
+        if (route !== null && !onCloseAllowPrivate && OnClose.isForbidden(route)) yield* forbiddenRoute
         yield* auth.verify(request.auth_data)
         const session = yield* sessions.open(request.auth_data, request.payload)
         return json<typeof SessionCreated.Type>({ session_id: session.id, expiration: session.expiration }, 201)
@@ -94,6 +98,11 @@ const sessionRoutes = HttpRouter.use(
       })
     )
   })
+)
+
+const forbiddenRoute = RequestBody.refuseField(
+  ["payload", "on_close_route"],
+  "callbacks do not go to link-local or metadata addresses"
 )
 
 /** Tells the instance's scripts to fetch the worker anew. */

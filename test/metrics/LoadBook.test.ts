@@ -1,6 +1,8 @@
 import { assert, describe, it } from "@effect/vitest"
+import * as Effect from "effect/Effect"
 import * as Schema from "effect/Schema"
 import * as LoadBook from "../../src/metrics/LoadBook.ts"
+import type { DeletedRequest } from "../../src/protocol/Report.ts"
 
 /** One thing that happens to a worker's load, on the n-th request of a kind. */
 const Step = Schema.Union([
@@ -15,6 +17,7 @@ describe("LoadBook", () => {
     const book = LoadBook.empty()
     const arrived = { received: 0, cancelled: 0, rejected: 0, served: 0 }
     const truth = { received: 0, cancelled: 0, rejected: 0, served: 0 }
+    const forget = (request: DeletedRequest | undefined) => request && LoadBook.forget(book, { request, told: Effect.void })
     const open: Array<LoadBook.Work> = []
     const expected: Array<[number, string]> = []
     let idx = 0
@@ -27,7 +30,8 @@ describe("LoadBook", () => {
       } else if ("finish" in step) {
         const [work] = open.splice(Math.abs(step.finish) % Math.max(open.length, 1), 1)
         if (work === undefined) continue
-        LoadBook.finish(book, work, step.as, 2)
+        LoadBook.finish(book, work, step.as)
+        forget(LoadBook.deletion(work, step.as, 2))
         if (step.as === "Success") truth.served += work.workload
         if (step.as === "Cancelled") truth.cancelled += work.workload
         if (work.kind !== "request in session") expected.push([work.requestIdx ?? -1, step.as])
@@ -46,6 +50,7 @@ describe("LoadBook", () => {
           truth.received += work.workload
         } else {
           LoadBook.reject(book, work)
+          forget(LoadBook.deletion(work, "Rejected", 0))
           truth.rejected += work.workload
           expected.push([idx, "Rejected"])
         }
@@ -58,7 +63,7 @@ describe("LoadBook", () => {
     const left = LoadBook.takeSums(book)
     for (const key of Object.keys(left) as Array<keyof LoadBook.Sums>) assert.strictEqual(arrived[key] + left[key], truth[key])
     assert.deepStrictEqual(
-      book.deleting.map(({ request_idx, status }): [number, string] => [request_idx, status]),
+      book.deleting.map(({ request }): [number, string] => [request.request_idx, request.status]),
       expected
     )
   })
@@ -69,15 +74,33 @@ describe("LoadBook", () => {
       (workload, requestIdx): LoadBook.Work => ({ kind: "session", requestIdx, workload, enteredQueueAt: 0, startedAt: 0 })
     )
     for (const work of works) LoadBook.begin(book, work)
-    for (const work of works) LoadBook.finish(book, work, "Success", 1)
+    for (const work of works) LoadBook.finish(book, work, "Success")
     assert.strictEqual(LoadBook.currentLoad(book), 0)
   })
 
-  it("has nothing for the autoscaler to forget where there is no request_idx", () => {
+  it("keeps a bounded number of deletions, the newest", () => {
     const book = LoadBook.empty()
-    const work: LoadBook.Work = { kind: "session", requestIdx: undefined, workload: 100, enteredQueueAt: 0, startedAt: 0 }
-    LoadBook.begin(book, work)
-    LoadBook.finish(book, work, "Success", 1)
-    assert.deepStrictEqual(book.deleting, [])
+    const request = (request_idx: number): DeletedRequest => ({
+      request_idx,
+      success: true,
+      status: "Success",
+      entered_queue_at: 1,
+      work_started_at: 1,
+      work_completed_at: 2
+    })
+    const givenUp = Array.from({ length: 100_003 }, (_, idx) =>
+      LoadBook.forget(book, { request: request(idx), told: Effect.void })
+    ).filter((deletion) => deletion !== undefined)
+    assert.deepStrictEqual(
+      givenUp.map((deletion) => deletion.request.request_idx),
+      [0, 1, 2]
+    )
+    assert.strictEqual(book.deleting.length, 100_000)
+  })
+
+  it("has nothing for the autoscaler to forget where there is no request_idx", () => {
+    const work = { requestIdx: undefined, enteredQueueAt: 0, startedAt: 0 }
+    assert.isUndefined(LoadBook.deletion({ ...work, kind: "session" }, "Success", 1))
+    assert.isUndefined(LoadBook.deletion({ ...work, kind: "request in session", requestIdx: 1 }, "Success", 1))
   })
 })

@@ -50,7 +50,7 @@ const reporting = Effect.fnUntraced(function* (status: (post: Post) => number = 
   return { reporter, statuses: () => to("/worker_status/"), deletes: () => to("/delete_requests/"), posts, stop }
 })
 
-const session = (requestIdx: number, workload = 100) => ({ kind: "session", requestIdx, workload }) as const
+const request = (requestIdx: number, workload = 100) => ({ kind: "request", requestIdx, workload }) as const
 
 describe("MetricsReporter", () => {
   it.effect("sends the wire's fields", () =>
@@ -88,11 +88,11 @@ describe("MetricsReporter", () => {
       const at = () => statuses().map((post) => post.at)
       yield* TestClock.adjust("5 seconds")
       assert.deepStrictEqual(at(), [1000])
-      yield* reporter.reject(session(1))
+      yield* reporter.reject(request(1))
       yield* TestClock.adjust("1 millis")
       assert.deepStrictEqual(at(), [1000, 5000])
-      yield* reporter.reject(session(2))
-      yield* reporter.reject(session(3))
+      yield* reporter.reject(request(2))
+      yield* reporter.reject(request(3))
       yield* TestClock.adjust("999 millis")
       assert.deepStrictEqual(at(), [1000, 5000, 6000])
       yield* TestClock.adjust("30 seconds")
@@ -100,12 +100,12 @@ describe("MetricsReporter", () => {
     })
   )
 
-  it.effect("books a session while its scope is open, and reports it deleted once", () =>
+  it.effect("books a request while its scope is open, and reports it deleted once", () =>
     Effect.gen(function* () {
       const { deletes, reporter, statuses } = yield* reporting()
       yield* TestClock.adjust("2 seconds")
       const scope = yield* Scope.make()
-      yield* Scope.provide(reporter.work(session(42)), scope)
+      yield* Scope.provide(reporter.work(request(42)), scope)
       yield* TestClock.adjust("1 seconds")
       assert.deepInclude(statuses().at(-1)?.body, {
         new_load: 100,
@@ -159,9 +159,9 @@ describe("MetricsReporter", () => {
     Effect.gen(function* () {
       let broken = true
       const { deletes, posts, reporter, statuses } = yield* reporting(() => (broken ? 500 : 200))
-      yield* reporter.reject(session(1, 10))
+      yield* reporter.reject(request(1, 10))
       yield* TestClock.adjust("3 seconds")
-      yield* reporter.reject(session(2, 5))
+      yield* reporter.reject(request(2, 5))
       yield* TestClock.adjust("5 minutes")
       const tried = posts.length
       assert.isAbove(tried, 10)
@@ -188,7 +188,7 @@ describe("MetricsReporter", () => {
   it.effect("sends deleted requests in batches, all that wait at a time", () =>
     Effect.gen(function* () {
       const { deletes, reporter } = yield* reporting()
-      yield* Effect.forEach(Array(2500).keys(), (idx) => reporter.reject(session(idx)), { discard: true })
+      yield* Effect.forEach(Array(2500).keys(), (idx) => reporter.reject(request(idx)), { discard: true })
       yield* TestClock.adjust("1 seconds")
       // One round may have begun before all were booked; the next takes all the rest.
       assert.isAtMost(new Set(deletes().map(({ at }) => at)).size, 2)
@@ -217,7 +217,7 @@ describe("MetricsReporter", () => {
   it.effect("does not send deleted requests where they are not taken", () =>
     Effect.gen(function* () {
       const { deletes, reporter } = yield* reporting(() => 200, ["https://cloud.vast.ai/api/v0", "http://two"] as never)
-      yield* reporter.reject(session(1))
+      yield* reporter.reject(request(1))
       yield* TestClock.adjust("1 seconds")
       assert.deepStrictEqual(
         deletes().map((post) => post.url),
@@ -241,13 +241,13 @@ describe("MetricsReporter", () => {
     Effect.gen(function* () {
       const { deletes, reporter, statuses, stop } = yield* reporting()
       yield* TestClock.adjust("2 seconds")
-      yield* reporter.reject(session(1))
+      yield* reporter.reject(request(1))
       yield* stop
       assert.strictEqual(statuses().at(-1)?.body.rej_load, 100)
       assert.strictEqual(deletes().length, 1)
 
       const deaf = yield* reporting(() => 500)
-      yield* deaf.reporter.reject(session(1))
+      yield* deaf.reporter.reject(request(1))
       const stopping = yield* Effect.forkChild(deaf.stop)
       yield* TestClock.adjust("3 seconds")
       assert.isDefined(stopping.pollUnsafe())

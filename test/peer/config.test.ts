@@ -11,6 +11,7 @@ import { layerFromEnv, workerConfig } from "../../src/config.ts"
 import * as MetricsReporter from "../../src/metrics/MetricsReporter.ts"
 import * as OnClose from "../../src/session/OnClose.ts"
 import * as Session from "../../src/session/Session.ts"
+import * as SessionJournal from "../../src/session/SessionJournal.ts"
 import * as SessionSlot from "../../src/session/SessionSlot.ts"
 import * as Listener from "../../src/worker/Listener.ts"
 import * as RequestAuth from "../../src/worker/RequestAuth.ts"
@@ -41,6 +42,7 @@ const listening = (env: Record<string, string>, files: (path: string) => string 
   const at: Array<{ readonly app: Listener.App; readonly address: Listener.Address }> = []
   const worker = WorkerServer.layer([]).pipe(
     Layer.provide(Session.layer),
+    Layer.provide(SessionJournal.layerMemory),
     Layer.provide(Layer.succeed(OnClose.OnClose, { deliver: () => Effect.void })),
     Layer.provide([SessionSlot.layerCapacity(1), MetricsReporter.layerTest, RequestAuth.layerOff]),
     Layer.provide(

@@ -201,7 +201,7 @@ describe("load", () => {
     const book = LoadBook.empty()
     const work: LoadBook.Work = { ...request(1, 5), enteredQueueAt: 0, startedAt: 0 }
     LoadBook.begin(book, work)
-    LoadBook.finish(book, work, "Success", 1)
+    LoadBook.finish(book, work, "Success")
     LoadBook.reject(book, { ...work, workload: 2 })
     const taken = LoadBook.takeSums(book)
     assert.deepStrictEqual(taken, { received: 5, cancelled: 0, rejected: 2, served: 5 })

@@ -4,6 +4,7 @@
 import { assert, describe, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
+import * as HttpClient from "effect/http/HttpClient"
 import * as Layer from "effect/Layer"
 import * as Schema from "effect/Schema"
 import * as TestClock from "effect/testing/TestClock"
@@ -306,6 +307,7 @@ describe("an open session", () => {
 })
 
 describe("a callback", () => {
+  const outbound = Layer.effect(OnClose.Outbound, HttpClient.HttpClient)
   /** Delivers one callback to a receiver that answers the n-th attempt so, and says what it was sent. */
   const delivering = Effect.fnUntraced(function* (payload: Schema.Json, answer: (attempt: number) => Response | undefined) {
     const posts: Array<{ readonly url: string; readonly body: unknown }> = []
@@ -313,8 +315,11 @@ describe("a callback", () => {
       posts.push({ url: to.href, body: JSON.parse(body) })
       return answer(posts.length)
     })
-    const { deliver } = yield* Effect.provide(OnClose.OnClose, yield* Layer.build(Layer.provide(OnClose.layer, receiver)))
-    yield* deliver({ sessionId: "cb", route: "http://user/hook", payload })
+    const { deliver } = yield* Effect.provide(
+      OnClose.OnClose,
+      yield* Layer.build(OnClose.layer.pipe(Layer.provide(outbound), Layer.provide(receiver)))
+    )
+    yield* deliver({ sessionId: "cb", route: "http://user/hook", payload }, Effect.void)
     yield* TestClock.adjust("1 millis")
     return posts
   })

@@ -18,6 +18,7 @@ import * as MetricsReporter from "../../src/metrics/MetricsReporter.ts"
 import { signedMessage } from "../../src/protocol/AuthData.ts"
 import * as OnClose from "../../src/session/OnClose.ts"
 import * as Session from "../../src/session/Session.ts"
+import * as SessionJournal from "../../src/session/SessionJournal.ts"
 import * as SessionSlot from "../../src/session/SessionSlot.ts"
 import type * as Handler from "../../src/worker/Handler.ts"
 import * as Refusals from "../../src/worker/Refusals.ts"
@@ -88,6 +89,7 @@ export const serving = Effect.fnUntraced(function* ({
   const services = yield* Layer.build(
     Layer.effect(Session.Sessions, Effect.map(Session.Sessions, sessions)).pipe(
       Layer.provide(Session.layer),
+      Layer.provide(SessionJournal.layerMemory),
       Layer.provide(Layer.succeed(OnClose.OnClose, { deliver: (callback) => Effect.sync(() => void callbacks.push(callback)) })),
       Layer.provide(SessionSlot.layerCapacity(capacity)),
       Layer.provideMerge(Layer.mergeAll(MetricsReporter.layerTest, auth, FileSystem.layerNoop({}))),

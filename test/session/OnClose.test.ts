@@ -23,7 +23,7 @@ const delivering = Effect.fnUntraced(function* (status: (attempt: number) => num
     })
   )
   const scope = yield* Scope.make()
-  const context = yield* Layer.buildWithScope(Layer.provide(OnClose.layer, Layer.succeed(HttpClient.HttpClient, client)), scope)
+  const context = yield* Layer.buildWithScope(Layer.provide(OnClose.layer, Layer.succeed(OnClose.Outbound, client)), scope)
   const { deliver } = yield* Effect.provide(OnClose.OnClose, context)
   return { attempts, deliver, stop: Scope.close(scope, Exit.void) }
 })
@@ -43,7 +43,7 @@ describe("OnClose", () => {
   it.effect("does not hold up whoever closes the session", () =>
     Effect.gen(function* () {
       const { attempts, deliver, stop } = yield* delivering(() => undefined)
-      yield* deliver(callback)
+      yield* deliver(callback, Effect.void)
       yield* TestClock.adjust("1 millis")
       assert.strictEqual(attempts.length, 1)
       const stopping = yield* Effect.forkChild(stop)
@@ -55,7 +55,7 @@ describe("OnClose", () => {
   it.effect("tries again with growing pauses until the receiver answers", () =>
     Effect.gen(function* () {
       const { attempts, deliver } = yield* delivering((attempt) => (attempt < 5 ? 503 : 200))
-      yield* deliver(callback)
+      yield* deliver(callback, Effect.void)
       yield* TestClock.adjust("1 minutes")
       assert.strictEqual(attempts.length, 5)
       const pauses = attempts.slice(1).map(({ at }, index) => at - (attempts[index]?.at ?? 0))
@@ -69,7 +69,7 @@ describe("OnClose", () => {
   it.effect("takes no for an answer", () =>
     Effect.gen(function* () {
       const { attempts, deliver } = yield* delivering(() => 404)
-      yield* deliver(callback)
+      yield* deliver(callback, Effect.void)
       yield* TestClock.adjust("10 minutes")
       assert.strictEqual(attempts.length, 1)
     })
@@ -78,7 +78,7 @@ describe("OnClose", () => {
   it.effect("gives up an attempt after 10 s", () =>
     Effect.gen(function* () {
       const { attempts, deliver } = yield* delivering((attempt) => (attempt === 1 ? undefined : 200))
-      yield* deliver(callback)
+      yield* deliver(callback, Effect.void)
       yield* TestClock.adjust("9 seconds")
       assert.strictEqual(attempts.length, 1)
       yield* TestClock.adjust("3 seconds")
@@ -90,7 +90,7 @@ describe("OnClose", () => {
     Effect.gen(function* () {
       let up = false
       const { attempts, deliver, stop } = yield* delivering(() => (up ? 200 : 500))
-      yield* deliver(callback)
+      yield* deliver(callback, Effect.void)
       yield* TestClock.adjust("20 seconds")
       const before = attempts.length
       up = true

@@ -11,6 +11,7 @@ import * as MetricsReporter from "../../src/metrics/MetricsReporter.ts"
 import type { AuthData } from "../../src/protocol/AuthData.ts"
 import * as OnClose from "../../src/session/OnClose.ts"
 import * as Session from "../../src/session/Session.ts"
+import * as SessionJournal from "../../src/session/SessionJournal.ts"
 import * as SessionSlot from "../../src/session/SessionSlot.ts"
 
 const auth = (request_idx: number): AuthData => ({ url: "http://worker", signature: "s", cost: 100, request_idx })
@@ -20,7 +21,7 @@ const testLayer = (options: { readonly capacity?: number; readonly deliver?: OnC
   const delivered: Array<string> = []
   const deliver = options.deliver ?? (({ sessionId }: OnClose.Callback) => Effect.sync(() => void delivered.push(sessionId)))
   const layer = Session.layer.pipe(
-    Layer.provide(SessionSlot.layerCapacity(options.capacity ?? 1)),
+    Layer.provide([SessionSlot.layerCapacity(options.capacity ?? 1), SessionJournal.layerMemory]),
     Layer.provide(Layer.succeed(OnClose.OnClose, { deliver })),
     Layer.provideMerge(MetricsReporter.layerTest)
   )

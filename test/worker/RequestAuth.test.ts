@@ -31,7 +31,10 @@ const testLayer = (signaturePolicy: SignaturePolicy, answer: (attempt: number) =
     tls: Option.none(),
     signaturePolicy,
     healthUrl: Option.none(),
-    maxSessions: 1
+    maxSessions: 1,
+    maxBodyBytes: 2 ** 20,
+    onCloseAllowPrivate: false,
+    journalDirectory: Option.none()
   })
   return RequestAuth.layer.pipe(
     Layer.provide(Layer.succeed(WorkerConfig, config)),

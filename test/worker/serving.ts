@@ -11,6 +11,7 @@ import { WorkerConfig } from "../../src/config.ts"
 import * as MetricsReporter from "../../src/metrics/MetricsReporter.ts"
 import * as OnClose from "../../src/session/OnClose.ts"
 import * as Session from "../../src/session/Session.ts"
+import * as SessionJournal from "../../src/session/SessionJournal.ts"
 import * as SessionSlot from "../../src/session/SessionSlot.ts"
 import type * as Handler from "../../src/worker/Handler.ts"
 import * as Refusals from "../../src/worker/Refusals.ts"
@@ -28,7 +29,10 @@ const config = WorkerConfig.of({
   tls: Option.none(),
   signaturePolicy: "off",
   healthUrl: Option.none(),
-  maxSessions: 1
+  maxSessions: 1,
+  maxBodyBytes: 2 ** 20,
+  onCloseAllowPrivate: false,
+  journalDirectory: Option.none()
 })
 
 /** Serves these handlers; `write` is what becomes of files that the worker writes. */
@@ -39,7 +43,7 @@ export const serving = Effect.fnUntraced(function* (
   const services = yield* Layer.build(
     Session.layer.pipe(
       Layer.provide(Layer.succeed(OnClose.OnClose, { deliver: () => Effect.void })),
-      Layer.provide(SessionSlot.layerCapacity(1)),
+      Layer.provide([SessionSlot.layerCapacity(1), SessionJournal.layerMemory]),
       Layer.provideMerge(Layer.mergeAll(MetricsReporter.layerTest, RequestAuth.layerOff)),
       Layer.provideMerge(FileSystem.layerNoop({ writeFileString: write })),
       Layer.provideMerge(Layer.succeed(WorkerConfig, config))
