@@ -9,7 +9,6 @@ import { dirname, join } from "node:path"
 import type { DatabaseSync } from "node:sqlite"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
-import * as Exit from "effect/Exit"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import * as Schema from "effect/Schema"
@@ -67,6 +66,20 @@ interface Disk {
   readonly rewrite: (rows: Iterable<Row>) => void
 }
 
+/** The journal's file cannot be used. */
+class JournalUnwritable extends Schema.TaggedError<JournalUnwritable>()("JournalUnwritable", { reason: Schema.String }) {}
+
+const onDisk = <A>(work: () => A) =>
+  Effect.try({
+    try: work,
+    catch: (error) => new JournalUnwritable({ reason: error instanceof Error ? error.message : String(error) })
+  })
+
+const inMemoryOnly = ({ reason }: { readonly reason: string }) =>
+  Effect.logError("journal not written: sessions are kept in memory only, and are lost with the process").pipe(
+    Effect.annotateLogs({ reason })
+  )
+
 const nowhere: Disk = { put: () => {}, extend: () => {}, remove: () => {}, rewrite: () => {} }
 
 /** Seconds before a disk that could not be written is tried again. */
@@ -81,13 +94,15 @@ const make = (left: ReadonlyArray<Row>, disk: Disk): SessionJournal["Service"] =
     Effect.gen(function* () {
       const now = yield* Seconds.monotonic
       if (behindSince !== undefined && now < behindSince + retryAfter) return
-      const written = yield* Effect.exit(Effect.try(behindSince === undefined ? change : () => disk.rewrite(rows.values())))
-      if (Exit.isFailure(written)) {
-        if (behindSince === undefined) yield* Effect.logError(`the journal ${memoryOnly}, until it can be written`, written.cause)
+      const failure = yield* Effect.flip(onDisk(behindSince === undefined ? change : () => disk.rewrite(rows.values()))).pipe(
+        Effect.option
+      )
+      if (Option.isSome(failure)) {
+        if (behindSince === undefined) yield* inMemoryOnly(failure.value)
         behindSince = now
       } else if (behindSince !== undefined) {
         behindSince = undefined
-        yield* Effect.logInfo("the journal is written again")
+        yield* Effect.logInfo("journal written again")
       }
     })
 
@@ -108,8 +123,6 @@ const make = (left: ReadonlyArray<Row>, disk: Disk): SessionJournal["Service"] =
     remove: (id) => Effect.suspend(() => (rows.delete(id) ? writeOn(() => disk.remove(id)) : Effect.void))
   }
 }
-
-const memoryOnly = "cannot be written: sessions are kept in memory only and do not survive the process"
 
 /** In memory: outlives the sessions' layer, not the process. */
 export const layerMemory: Layer.Layer<SessionJournal> = Layer.sync(SessionJournal, () => make([], nowhere))
@@ -223,9 +236,12 @@ export const layerFile = (file: string): Layer.Layer<SessionJournal> =>
   Layer.effect(
     SessionJournal,
     Effect.gen(function* () {
-      const sqlite = yield* Effect.tryPromise(() => import("node:sqlite"))
+      const sqlite = yield* Effect.tryPromise({
+        try: () => import("node:sqlite"),
+        catch: () => new JournalUnwritable({ reason: "this Node has no SQLite" })
+      })
       const opened = yield* Effect.acquireRelease(
-        Effect.try(() => openOrReplace(sqlite, file)),
+        onDisk(() => openOrReplace(sqlite, file)),
         ({ db }) => Effect.sync(() => db.close())
       )
       if (opened.setAsideFor !== undefined) {
@@ -236,7 +252,7 @@ export const layerFile = (file: string): Layer.Layer<SessionJournal> =>
       }
       return make(opened.left, diskOf(opened.db))
     }).pipe(
-      Effect.catch((error) => Effect.as(Effect.logError(`the journal ${memoryOnly}`, error), make([], nowhere))),
+      Effect.catch((failure) => Effect.as(inMemoryOnly(failure), make([], nowhere))),
       Effect.annotateLogs({ file })
     )
   )
