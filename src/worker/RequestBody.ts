@@ -1,7 +1,10 @@
 /**
  * A request's body: read whole, as JSON, and as its schema says, or refused in a way that names what is wrong.
  */
+import * as ByteSize from "effect/ByteSize"
 import * as Effect from "effect/Effect"
+import { MaxBodySize } from "effect/http/HttpIncomingMessage"
+import { HttpServerError, RequestParseError } from "effect/http/HttpServerError"
 import * as HttpServerRequest from "effect/http/HttpServerRequest"
 import * as Schema from "effect/Schema"
 import * as SchemaIssue from "effect/SchemaIssue"
@@ -22,7 +25,9 @@ const withinDepth = (value: unknown, depth: number): boolean =>
 export const read = <S extends Schema.Constraint>(schema: S) => {
   const decode = Schema.decodeUnknownEffect(schema, { errors: "all" })
   return Effect.gen(function* () {
-    const text = yield* (yield* HttpServerRequest.HttpServerRequest).text
+    const request = yield* HttpServerRequest.HttpServerRequest
+    yield* refuseAnnounced(request)
+    const text = yield* request.text
     const json = yield* Effect.try({
       try: (): unknown => JSON.parse(text),
       catch: () => new BodyRefused({ message: "invalid JSON", fields: {} })
@@ -31,6 +36,13 @@ export const read = <S extends Schema.Constraint>(schema: S) => {
     return yield* Effect.mapError(decode(json), (error) => refuse(error.issue))
   })
 }
+
+// Reading stops at the limit; what says that it will go beyond need not even be begun.
+const refuseAnnounced = Effect.fnUntraced(function* (request: HttpServerRequest.HttpServerRequest) {
+  const limit = yield* MaxBodySize
+  if (limit === undefined || Number(request.headers["content-length"] ?? 0) <= ByteSize.toNumberUnsafe(limit)) return
+  return yield* new HttpServerError({ reason: new RequestParseError({ request, reason: "BodyTooLarge" }) })
+})
 
 /** Refuses a body for what is in one of its fields. */
 export const refuseField = ([field, ...inner]: readonly [string, ...Array<string>], message: string): BodyRefused => {

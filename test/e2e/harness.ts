@@ -3,7 +3,7 @@
  */
 import { type ChildProcess, spawn } from "node:child_process"
 import { once } from "node:events"
-import { createServer, type IncomingMessage, type ServerResponse } from "node:http"
+import { createServer, type IncomingHttpHeaders, type IncomingMessage, type ServerResponse } from "node:http"
 import { type AddressInfo, createServer as createTcpServer } from "node:net"
 import { fileURLToPath } from "node:url"
 
@@ -15,11 +15,15 @@ type Json = any
 export interface Note {
   readonly at: number
   readonly path: string
+  readonly headers: IncomingHttpHeaders
   readonly body: Json
 }
 
-/** Listens, notes each request, and answers as told: 200 and `{}` unless told otherwise. */
-export const listen = async (answer: (note: Note, response: ServerResponse) => void = (_, response) => response.end("{}")) => {
+/** Listens, on any port or this one, notes each request, and answers as told: 200 and `{}` unless told otherwise. */
+export const listen = async (
+  answer: (note: Note, response: ServerResponse) => void = (_, response) => response.end("{}"),
+  port = 0
+) => {
   const notes: Array<Note> = []
   const server = createServer((request: IncomingMessage, response) => {
     let text = ""
@@ -27,12 +31,13 @@ export const listen = async (answer: (note: Note, response: ServerResponse) => v
       text += chunk
     })
     request.on("end", () => {
-      const note = { at: Date.now(), path: request.url ?? "", body: text === "" ? undefined : JSON.parse(text) }
+      const body = text === "" ? undefined : JSON.parse(text)
+      const note = { at: Date.now(), path: request.url ?? "", headers: request.headers, body }
       notes.push(note)
       answer(note, response)
     })
   })
-  server.listen(0, "127.0.0.1")
+  server.listen(port, "127.0.0.1")
   await once(server, "listening")
   return {
     url: `http://127.0.0.1:${(server.address() as AddressInfo).port}`,
@@ -117,14 +122,16 @@ export const post = async (url: string, body: unknown, headers: Record<string, s
   return { status: response.status, body: (text === "" ? undefined : JSON.parse(text)) as Json }
 }
 
-/** A worker on ports of its own that reports to `autoscaler`; not yet ready. It is the null worker unless `program` is another. */
+/** A worker on ports of its own that reports to `autoscaler`; not yet ready. It is the null worker unless `program` is another, run by Node unless
+ * by `shell`. */
 export const startWorker = async (
   autoscaler: { readonly url: string },
   environment: Record<string, string> = {},
-  program: ReadonlyArray<string> = [command, "worker"]
+  program: ReadonlyArray<string> = [command, "worker"],
+  shell = process.execPath
 ) => {
   const [port, httpPort, controlPort] = [await freePort(), await freePort(), await freePort()]
-  const worker = launch(process.execPath, program, {
+  const worker = launch(shell, program, {
     CONTAINER_ID: "42",
     MASTER_TOKEN: "the-master-token",
     REPORT_ADDR: autoscaler.url,
@@ -150,9 +157,10 @@ export const startWorker = async (
 export const startReadyWorker = async (
   autoscaler: Awaited<ReturnType<typeof listen>>,
   environment: Record<string, string> = {},
-  program?: ReadonlyArray<string>
+  program?: ReadonlyArray<string>,
+  shell?: string
 ) => {
-  const worker = await startWorker(autoscaler, environment, program)
+  const worker = await startWorker(autoscaler, environment, program, shell)
   await eventually("ready", () =>
     autoscaler.to("/worker_status/").some(({ body }) => body.url === worker.url && body.loadtime > 0)
   ).catch((error) => Promise.reject(new Error(`${error.message}\n${worker.output()}`)))

@@ -7,6 +7,7 @@ import * as Layer from "effect/Layer"
 import * as Redacted from "effect/Redacted"
 import * as Scope from "effect/Scope"
 import * as TestClock from "effect/testing/TestClock"
+import * as LoadBook from "../../src/metrics/LoadBook.ts"
 import * as MetricsReporter from "../../src/metrics/MetricsReporter.ts"
 
 interface Post {
@@ -182,6 +183,62 @@ describe("MetricsReporter", () => {
       const after = deletes().length
       yield* TestClock.adjust("1 minutes")
       assert.strictEqual(deletes().length, after)
+    })
+  )
+
+  it.effect("keeps an hour's deletions and sums while nobody listens, and then delivers them all, in order", () =>
+    Effect.gen(function* () {
+      let broken = true
+      const { deletes, posts, reporter, statuses } = yield* reporting(() => (broken ? 500 : 200))
+      for (let second = 0; second < 3600; second++) {
+        yield* reporter.reject(request(second))
+        yield* TestClock.adjust("1 seconds")
+      }
+      // Two addresses, three attempts, two kinds of report: it slows down to one round of these in 20 s or so.
+      assert.isBelow(posts.length, 12 * (3600 / 15))
+      const tried = [statuses().length, deletes().length]
+      broken = false
+      yield* TestClock.adjust("40 seconds")
+      const arrived = deletes()
+        .slice(tried[1])
+        .flatMap(({ body }) => body.requests)
+      assert.deepStrictEqual(
+        arrived.map(({ request_idx }) => request_idx),
+        Array.from(Array(3600).keys())
+      )
+      const sums = statuses().slice(tried[0])
+      assert.strictEqual(
+        sums.reduce((sum, { body }) => sum + body.rej_load, 0),
+        360_000
+      )
+    })
+  )
+
+  it.effect("does not come back in step with other workers", () =>
+    Effect.gen(function* () {
+      const workers = yield* Effect.forEach(Array(20).keys(), () => reporting(() => 500))
+      yield* TestClock.adjust("10 minutes")
+      const last = workers.map(({ statuses }) => statuses().at(-1)?.at)
+      assert.isAbove(new Set(last).size, 15)
+    })
+  )
+
+  it.effect("runs what is to be done once the autoscaler has been told of a deletion, and not before", () =>
+    Effect.gen(function* () {
+      let broken = true
+      const { reporter } = yield* reporting(() => (broken ? 500 : 200))
+      const deletion = LoadBook.deletion({ kind: "session", requestIdx: 1, enteredQueueAt: 1, startedAt: 1 }, "Success", 2)
+      assert.isDefined(deletion)
+      let told = 0
+      yield* reporter.forget(
+        deletion,
+        Effect.sync(() => void told++)
+      )
+      yield* TestClock.adjust("1 minutes")
+      assert.strictEqual(told, 0)
+      broken = false
+      yield* TestClock.adjust("1 minutes")
+      assert.strictEqual(told, 1)
     })
   )
 

@@ -1,3 +1,6 @@
+import { once } from "node:events"
+import { createServer } from "node:http"
+import type { AddressInfo } from "node:net"
 import { assert, describe, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
@@ -6,17 +9,20 @@ import * as HttpClientResponse from "effect/http/HttpClientResponse"
 import * as Layer from "effect/Layer"
 import * as Scope from "effect/Scope"
 import * as TestClock from "effect/testing/TestClock"
+import { WorkerConfig } from "../../src/config.ts"
 import * as OnClose from "../../src/session/OnClose.ts"
+import { config } from "../worker/serving.ts"
 
 const callback = { sessionId: "s1", route: "http://user/closed", payload: { job: 7 } }
 
 /** A receiver that answers the n-th attempt as told, and never answers where it is told nothing. */
 const delivering = Effect.fnUntraced(function* (status: (attempt: number) => number | undefined) {
-  const attempts: Array<{ readonly at: number; readonly body: unknown }> = []
+  const attempts: Array<{ readonly at: number; readonly body: unknown; readonly key: string | undefined }> = []
   const client = HttpClient.make((request) =>
     Effect.gen(function* () {
       const text = request.body._tag === "Uint8Array" ? new TextDecoder().decode(request.body.body) : "null"
-      attempts.push({ at: yield* Effect.clockWith((clock) => clock.currentTimeMillis), body: JSON.parse(text) })
+      const at = yield* Effect.clockWith((clock) => clock.currentTimeMillis)
+      attempts.push({ at, body: JSON.parse(text), key: request.headers["idempotency-key"] })
       const answer = status(attempts.length)
       if (answer === undefined) return yield* Effect.never
       return HttpClientResponse.fromWeb(request, new Response("", { status: answer }))
@@ -65,6 +71,101 @@ describe("OnClose", () => {
       })
     })
   )
+
+  it.effect("sends the same key with every attempt, and is settled once by the answer", () =>
+    Effect.gen(function* () {
+      const { attempts, deliver } = yield* delivering((attempt) => (attempt < 3 ? 503 : 200))
+      let settled = 0
+      yield* deliver(
+        callback,
+        Effect.sync(() => void settled++)
+      )
+      yield* TestClock.adjust("1 seconds")
+      assert.strictEqual(settled, 0)
+      yield* TestClock.adjust("1 minutes")
+      assert.strictEqual(settled, 1)
+      assert.deepStrictEqual(
+        attempts.map(({ key }) => key),
+        ["s1", "s1", "s1"]
+      )
+    })
+  )
+
+  it.effect("is not settled by a worker that stops before the answer", () =>
+    Effect.gen(function* () {
+      const { deliver, stop } = yield* delivering(() => undefined)
+      let settled = 0
+      yield* deliver(
+        callback,
+        Effect.sync(() => void settled++)
+      )
+      yield* Effect.forkChild(stop)
+      yield* TestClock.adjust("3 seconds")
+      assert.strictEqual(settled, 0)
+    })
+  )
+
+  it.effect("has no more than a hundred receivers hang at a time", () =>
+    Effect.gen(function* () {
+      const { attempts, deliver } = yield* delivering(() => undefined)
+      yield* Effect.forEach(Array(2000).keys(), (n) => deliver({ ...callback, sessionId: `${n}` }, Effect.void))
+      yield* TestClock.adjust("9 seconds")
+      assert.strictEqual(attempts.length, 100)
+      yield* TestClock.adjust("1 seconds")
+      assert.strictEqual(attempts.length, 200)
+    })
+  )
+
+  it.each([
+    ["http://169.254.169.254/latest/meta-data/", true],
+    ["http://169.254.0.1:8080/", true],
+    ["http://0xa9fea9fe/", true],
+    ["http://2852039166/", true],
+    ["http://[fe80::1]/", true],
+    ["http://[::ffff:169.254.169.254]/", true],
+    ["http://[fd00:ec2::254]/", true],
+    ["http://100.100.100.200/", true],
+    ["http://168.63.129.16/", true],
+    ["http://127.0.0.1:9000/done", false],
+    ["http://[::1]:9000/done", false],
+    ["http://10.0.0.7/done", false],
+    ["https://example.com/done?x=169.254.169.254", false]
+  ])("says of %s that it is forbidden: %s", (route, is) => {
+    assert.strictEqual(OnClose.isForbidden(route), is)
+  })
+
+  describe("over the wire", () => {
+    const outbound = (onCloseAllowPrivate: boolean) =>
+      Effect.provide(
+        OnClose.Outbound,
+        Layer.provide(OnClose.layerOutboundNode, Layer.succeed(WorkerConfig, { ...config, onCloseAllowPrivate }))
+      )
+
+    it.live.each(["http://169.254.169.254:1/", "http://[fe80::1]:1/"])("is not even connected to %s", (route) =>
+      Effect.gen(function* () {
+        const client = yield* outbound(false)
+        const error = yield* Effect.flip(client.post(route))
+        assert.match(JSON.stringify(error.cause, ["code", "cause", "message"]), /ERR_IP_BLOCKED/)
+      })
+    )
+
+    it.live("does not follow a redirect", () =>
+      Effect.gen(function* () {
+        const asked: Array<string | undefined> = []
+        const server = createServer((request, response) => {
+          asked.push(request.url)
+          response.writeHead(307, { location: "/elsewhere" }).end()
+        })
+        yield* Effect.acquireRelease(
+          Effect.promise(() => once(server.listen(0, "127.0.0.1"), "listening")),
+          () => Effect.sync(() => server.close())
+        )
+        const client = yield* outbound(false)
+        const { status } = yield* client.post(`http://127.0.0.1:${(server.address() as AddressInfo).port}/closed`)
+        assert.deepStrictEqual([status, asked], [307, ["/closed"]])
+      })
+    )
+  })
 
   it.effect("takes no for an answer", () =>
     Effect.gen(function* () {

@@ -4,12 +4,11 @@ import * as Effect from "effect/Effect"
 import * as HttpClient from "effect/http/HttpClient"
 import * as HttpClientResponse from "effect/http/HttpClientResponse"
 import * as Layer from "effect/Layer"
-import * as Option from "effect/Option"
-import * as Redacted from "effect/Redacted"
 import * as TestClock from "effect/testing/TestClock"
 import { type SignaturePolicy, WorkerConfig } from "../../src/config.ts"
 import { signedMessage } from "../../src/protocol/AuthData.ts"
 import * as RequestAuth from "../../src/worker/RequestAuth.ts"
+import { config } from "./serving.ts"
 
 const url = "https://1.2.3.4:3000"
 const keys = generateKeyPairSync("rsa", { modulusLength: 2048 })
@@ -20,24 +19,8 @@ const signature = (signed: string, key = keys.privateKey) =>
 const testLayer = (signaturePolicy: SignaturePolicy, answer: (attempt: number) => Response = () => new Response(pem)) => {
   let attempts = 0
   const client = HttpClient.make((request) => Effect.sync(() => HttpClientResponse.fromWeb(request, answer(++attempts))))
-  const config = WorkerConfig.of({
-    id: 1,
-    masterToken: Redacted.make(""),
-    reportAddresses: ["http://autoscaler"],
-    url,
-    port: 3000,
-    httpPort: 3001,
-    controlPort: 18999,
-    tls: Option.none(),
-    signaturePolicy,
-    healthUrl: Option.none(),
-    maxSessions: 1,
-    maxBodyBytes: 2 ** 20,
-    onCloseAllowPrivate: false,
-    journalDirectory: Option.none()
-  })
   return RequestAuth.layer.pipe(
-    Layer.provide(Layer.succeed(WorkerConfig, config)),
+    Layer.provide(Layer.succeed(WorkerConfig, { ...config, url, signaturePolicy })),
     Layer.provide(Layer.succeed(HttpClient.HttpClient, client))
   )
 }

@@ -39,6 +39,17 @@ describe("the public port", () => {
     })
   )
 
+  it.effect("lets no callback go to a metadata address, unless it is told that it may", () =>
+    Effect.gen(function* () {
+      const create = { auth_data: { url: "u" }, payload: { on_close_route: "http://169.254.169.254/latest/" } }
+      const refused = yield* (yield* serving([ping])).post("/session/create", create)
+      assert.strictEqual(refused.status, 422)
+      assert.match(String(refused.body.error), /payload\.on_close_route/)
+      const daring = yield* serving([ping], undefined, { onCloseAllowPrivate: true })
+      assert.strictEqual((yield* daring.post("/session/create", create)).status, 201)
+    })
+  )
+
   it.effect("books a ping that is in no session, and has the autoscaler forget it", () =>
     Effect.gen(function* () {
       const { post, reports } = yield* serving([ping])

@@ -18,7 +18,8 @@ import * as Refusals from "../../src/worker/Refusals.ts"
 import * as RequestAuth from "../../src/worker/RequestAuth.ts"
 import * as WorkerServer from "../../src/worker/WorkerServer.ts"
 
-const config = WorkerConfig.of({
+/** Settings of a worker that nobody else can reach. */
+export const config = WorkerConfig.of({
   id: 1,
   masterToken: Redacted.make("the-token"),
   reportAddresses: ["http://autoscaler"],
@@ -38,7 +39,8 @@ const config = WorkerConfig.of({
 /** Serves these handlers; `write` is what becomes of files that the worker writes. */
 export const serving = Effect.fnUntraced(function* (
   handlers: ReadonlyArray<Handler.Handler>,
-  write: FileSystem.FileSystem["writeFileString"] = () => Effect.void
+  write: FileSystem.FileSystem["writeFileString"] = () => Effect.void,
+  settings: Partial<WorkerConfig["Service"]> = {}
 ) {
   const services = yield* Layer.build(
     Session.layer.pipe(
@@ -46,7 +48,7 @@ export const serving = Effect.fnUntraced(function* (
       Layer.provide([SessionSlot.layerCapacity(1), SessionJournal.layerMemory]),
       Layer.provideMerge(Layer.mergeAll(MetricsReporter.layerTest, RequestAuth.layerOff)),
       Layer.provideMerge(FileSystem.layerNoop({ writeFileString: write })),
-      Layer.provideMerge(Layer.succeed(WorkerConfig, config))
+      Layer.provideMerge(Layer.succeed(WorkerConfig, { ...config, ...settings }))
     )
   )
   const app = yield* Effect.acquireRelease(
