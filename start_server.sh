@@ -22,7 +22,7 @@ main() {
 run_worker() {
   export REPORT_ADDR=${REPORT_ADDR:-https://run.vast.ai} USE_SSL=${USE_SSL:-true}
   export WORKER_PORT=${WORKER_PORT:-3000} UNSECURED=${UNSECURED:-false}
-  WORKSPACE_DIR=${WORKSPACE_DIR:-/workspace}
+  export WORKSPACE_DIR=${WORKSPACE_DIR:-/workspace}
   node_home=$WORKSPACE_DIR/node
   on_instance=yes
   mkdir -p "$WORKSPACE_DIR"

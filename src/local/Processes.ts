@@ -74,6 +74,9 @@ const make = Effect.fnUntraced(function* (options: { readonly tls: boolean }) {
             [`VAST_TCP_PORT_${port}`]: String(port),
             WORKER_HTTP_PORT: String(yield* freePort),
             NULL_CONTROL_PORT: String(yield* freePort),
+            // Every worker is an instance of its own, on a disk that nobody had before.
+            JOURNAL_DIR: "",
+            WORKSPACE_DIR: "",
             LOG_FORMAT: "json",
             LOG_LEVEL: "debug"
           },

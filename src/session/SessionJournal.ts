@@ -90,21 +90,21 @@ const make = (left: ReadonlyArray<Row>, disk: Disk): SessionJournal["Service"] =
   const rows = new Map(left.map((row) => [row.id, row]))
   let behindSince: number | undefined
 
-  const writeOn = (change: () => void) =>
+  const fallBehind = Effect.map(Seconds.monotonic, (now) => {
+    behindSince = now
+  })
+  const catchUp = (since: number) =>
     Effect.gen(function* () {
-      const now = yield* Seconds.monotonic
-      if (behindSince !== undefined && now < behindSince + retryAfter) return
-      const failure = yield* Effect.flip(onDisk(behindSince === undefined ? change : () => disk.rewrite(rows.values()))).pipe(
-        Effect.option
-      )
-      if (Option.isSome(failure)) {
-        if (behindSince === undefined) yield* inMemoryOnly(failure.value)
-        behindSince = now
-      } else if (behindSince !== undefined) {
-        behindSince = undefined
-        yield* Effect.logInfo("journal written again")
-      }
-    })
+      if ((yield* Seconds.monotonic) < since + retryAfter) return
+      yield* onDisk(() => disk.rewrite(rows.values()))
+      behindSince = undefined
+      yield* Effect.logInfo("journal written again")
+    }).pipe(Effect.catch(() => fallBehind))
+
+  const writeOn = (change: () => void) =>
+    behindSince === undefined
+      ? Effect.catch(onDisk(change), (failure) => Effect.andThen(inMemoryOnly(failure), fallBehind))
+      : catchUp(behindSince)
 
   return {
     rows: Effect.sync(() => Array.from(rows.values())),

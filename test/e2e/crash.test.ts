@@ -1,3 +1,4 @@
+import { execFileSync } from "node:child_process"
 import { mkdtempSync, readdirSync, readFileSync, rmSync, statSync } from "node:fs"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
@@ -115,6 +116,27 @@ describe("the journal", () => {
     for (const file of files) assert.strictEqual(statSync(join(disk.WORKSPACE_DIR, file)).mode & 0o777, 0o600)
     assert.include(readFileSync(join(disk.WORKSPACE_DIR, "worker-42.sqlite-wal"), "latin1"), "the-signature")
     assert.notInclude(worker.output(), "the-signature")
+  })
+
+  // A running process' limits can be changed on Linux only.
+  it.skipIf(process.platform !== "linux")("is written again once there is room, with all that it missed", async () => {
+    await using autoscaler = await listen()
+    using disk = workspace()
+    const { WORKSPACE_DIR } = disk
+    const killed = await startReadyWorker(autoscaler, { WORKSPACE_DIR })
+    const room = (bytes: string) => execFileSync("prlimit", [`--pid=${killed.process.pid}`, `--fsize=${bytes}:`])
+    room("1000")
+    const { body: created } = await create(killed.url, 1)
+    await eventually("noticed", () => killed.output().includes("journal not written"))
+    room("unlimited")
+    // Real time: it is another process that waits before it tries again.
+    await new Promise((resolve) => setTimeout(resolve, 10_500))
+    await post(`${killed.url}/ping`, { auth_data: auth(1), payload: {}, session_id: created.session_id })
+    await eventually("written again", () => killed.output().includes("journal written again"))
+    await killed.stop("SIGKILL")
+    await using worker = await startReadyWorker(autoscaler, { WORKSPACE_DIR })
+    const key = { session_id: created.session_id, session_auth: auth(1) }
+    assert.strictEqual((await post(`${worker.url}/session/end`, key)).status, 200)
   })
 
   it("on a disk that is full is given up with one error, and no request fails for it", async () => {

@@ -1,4 +1,4 @@
-import { copyFile, mkdir, mkdtemp, readFile, rm, writeFile } from "node:fs/promises"
+import { copyFile, mkdir, mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promises"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
 import { fileURLToPath } from "node:url"
@@ -50,6 +50,7 @@ describe("an instance", () => {
     assert.include(client.output(), `session reserved https://127.0.0.1:${port} after`)
     assert.strictEqual(await instance.stop("SIGTERM"), 0, instance.output())
     assert.match(await readFile(join(folder, "workspace", "debug.log"), "utf8"), /session closed.*reason=client/)
+    assert.deepStrictEqual(await readdir(join(folder, "workspace", "null-pyworker")), ["worker-5000.sqlite"])
     await rm(folder, { recursive: true })
   })
 })

@@ -342,7 +342,7 @@ describe("the file", () => {
           yield* opened(file, (journal) => Effect.forEach(Array(20).keys(), (n) => journal.put(row(`${n}`)), { discard: true }))
           const bytes = readFileSync(file)
           if (cut) truncateSync(file, at % bytes.length)
-          else writeFileSync(file, bytes.fill(at % 256, at % bytes.length, (at % bytes.length) + 64))
+          else writeFileSync(file, bytes.fill(at % 256, at % bytes.length, Math.min((at % bytes.length) + 64, bytes.length)))
           const { result } = yield* opened(file, (journal) => Effect.andThen(journal.put(row("new")), rows(journal)))
           assert.include(
             result.map(({ id }) => id),
