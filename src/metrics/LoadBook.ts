@@ -94,10 +94,10 @@ export const deletion = (work: Omit<Work, "workload">, status: RequestStatus, no
 /** Deletions that wait at most: an hour's without an autoscaler, at 27 requests a second. */
 const mostDeleting = 100_000
 
-/** Has a deletion wait for its report. Where too many wait already, the oldest is given up, and given back. */
-export const forget = (book: LoadBook, deletion: Deletion): Deletion | undefined => {
+/** Has a deletion wait for its report. Where too many wait already, the oldest hundredth is given up, and given back. */
+export const forget = (book: LoadBook, deletion: Deletion): ReadonlyArray<Deletion> => {
   book.deleting.push(deletion)
-  return book.deleting.length > mostDeleting ? book.deleting.shift() : undefined
+  return book.deleting.length > mostDeleting ? book.deleting.splice(0, mostDeleting / 100) : []
 }
 
 /** Takes the sums out of the book, for a report. */

@@ -140,11 +140,9 @@ const make = Effect.fnUntraced(function* (identity: ReportIdentity, transport: T
 
   const forget = Effect.fnUntraced(function* (deletion: LoadBook.Deletion) {
     const givenUp = LoadBook.forget(book, deletion)
-    if (givenUp !== undefined) {
-      yield* Effect.logError("deletion given up: too many wait").pipe(
-        Effect.annotateLogs({ request_idx: givenUp.request.request_idx })
-      )
-      yield* givenUp.told
+    if (givenUp.length > 0) {
+      yield* Effect.logError("deletions given up: too many wait").pipe(Effect.annotateLogs({ oldest: givenUp.length }))
+      yield* Effect.forEach(givenUp, ({ told }) => told, { discard: true })
     }
     yield* deletesWaiting.open
   })
@@ -153,6 +151,12 @@ const make = Effect.fnUntraced(function* (identity: ReportIdentity, transport: T
     const request = work.kind === "session" ? undefined : LoadBook.deletion(work, status, now)
     return request === undefined ? Effect.void : forget({ request, told: Effect.void })
   }
+
+  const finish = Effect.fnUntraced(function* (work: LoadBook.Work, status: ReturnType<typeof outcome>) {
+    LoadBook.finish(book, work, status)
+    yield* changed
+    yield* forgetRequest(work, status, yield* Seconds.epoch)
+  })
 
   // Doubled with every failure, and never twice the same: ten thousand workers must not come back in step.
   const pauseAfter = (failures: number) =>
@@ -197,18 +201,9 @@ const make = Effect.fnUntraced(function* (identity: ReportIdentity, transport: T
     work: Effect.fnUntraced(function* (work) {
       const now = yield* Seconds.epoch
       const entry: LoadBook.Work = { ...work, enteredQueueAt: now, startedAt: now }
-      yield* Effect.acquireRelease(
-        Effect.andThen(
-          Effect.sync(() => LoadBook.begin(book, entry)),
-          changed
-        ),
-        Effect.fnUntraced(function* (_, exit) {
-          const status = outcome(exit)
-          LoadBook.finish(book, entry, status)
-          yield* changed
-          yield* forgetRequest(entry, status, yield* Seconds.epoch)
-        })
-      )
+      yield* Effect.addFinalizer((exit) => finish(entry, outcome(exit)))
+      LoadBook.begin(book, entry)
+      yield* changed
       return Effect.map(Seconds.epoch, (turn) => {
         entry.startedAt = turn
       })

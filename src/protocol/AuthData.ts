@@ -4,7 +4,7 @@
  * A client gets it from `/route/`, sends it back whole to the worker, and it stays the key to the session that it created.
  */
 
-import { createHash, timingSafeEqual } from "node:crypto"
+import { hash, timingSafeEqual } from "node:crypto"
 import * as Schema from "effect/Schema"
 
 /** More than any worker serves, and little enough that sums of it stay numbers that JSON can carry. */
@@ -63,16 +63,18 @@ export interface Fingerprint {
   readonly digest: Buffer
 }
 
-const canonical = (value: unknown): string => {
-  if (Array.isArray(value)) return `[${value.map(canonical).join()}]`
-  if (typeof value !== "object" || value === null) return JSON.stringify(value)
-  const entries = Object.entries(value).sort(([a], [b]) => (a < b ? -1 : 1))
-  return `{${entries.map(([key, item]) => `${JSON.stringify(key)}:${canonical(item)}`).join()}}`
+const inOrder = (value: unknown): unknown => {
+  if (Array.isArray(value)) return value.map(inOrder)
+  if (typeof value !== "object" || value === null) return value
+  // Without a prototype, so that no key means anything special.
+  const ordered = Object.create(null)
+  for (const [key, item] of Object.entries(value).sort(([a], [b]) => (a < b ? -1 : 1))) ordered[key] = inOrder(item)
+  return ordered
 }
 
 /** Takes the fingerprint of an object that a client holds as its key to a session. */
 export const fingerprint = (auth: { readonly [key: string]: Schema.Json }): Fingerprint => ({
-  digest: createHash("sha256").update(canonical(auth)).digest()
+  digest: hash("sha256", JSON.stringify(inOrder(auth)), "buffer")
 })
 
 /** Compares by value in a time that does not depend on where two objects differ. */

@@ -88,14 +88,15 @@ describe("LoadBook", () => {
       work_started_at: 1,
       work_completed_at: 2
     })
-    const givenUp = Array.from({ length: 100_003 }, (_, idx) =>
+    const givenUp = Array.from(Array(250_000).keys()).flatMap((idx) =>
       LoadBook.forget(book, { request: request(idx), told: Effect.void })
-    ).filter((deletion) => deletion !== undefined)
-    assert.deepStrictEqual(
-      givenUp.map((deletion) => deletion.request.request_idx),
-      [0, 1, 2]
     )
-    assert.strictEqual(book.deleting.length, 100_000)
+    assert.isAtMost(book.deleting.length, 100_000)
+    assert.isAtLeast(book.deleting.length, 99_000)
+    assert.deepStrictEqual(
+      [...givenUp, ...book.deleting].map((deletion) => deletion.request.request_idx),
+      Array.from(Array(250_000).keys())
+    )
   })
 
   it("has nothing for the autoscaler to forget where there is no request_idx", () => {
