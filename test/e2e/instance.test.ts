@@ -1,6 +1,6 @@
-import { copyFile, mkdir, mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promises"
+import { copyFile, cp, mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promises"
 import { tmpdir } from "node:os"
-import { join } from "node:path"
+import { dirname, join } from "node:path"
 import { fileURLToPath } from "node:url"
 import { assert, describe, it } from "@effect/vitest"
 import { account } from "../../src/local/Local.ts"
@@ -12,9 +12,8 @@ describe("an instance", () => {
   it("gets its certificate from the control plane, joins, is reserved over TLS, and stops", async () => {
     const folder = await mkdtemp(join(tmpdir(), "instance-"))
     const clone = join(folder, "clone")
-    await mkdir(join(clone, "dist"), { recursive: true })
+    await cp(dirname(command), join(clone, "dist"), { recursive: true })
     await copyFile(script, join(clone, "start_server.sh"))
-    await copyFile(command, join(clone, "dist", "null-pyworker.mjs"))
     await writeFile(join(clone, "package.json"), JSON.stringify({ name: "null-pyworker", type: "module" }))
 
     const planePort = String(await freePort())
