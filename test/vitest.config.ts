@@ -4,7 +4,15 @@ import { defineConfig } from "vitest/config"
 export default defineConfig({
   test: {
     projects: [
-      { test: { name: "unit", include: ["test/**/*.test.ts"], exclude: ["test/e2e/**", "test/interop/**", "test/package/**"] } },
+      {
+        test: {
+          name: "unit",
+          include: ["test/**/*.test.ts"],
+          exclude: ["test/e2e/**", "test/interop/**", "test/package/**"],
+          // A property is hundreds of cases, and a machine may be busy.
+          testTimeout: 30_000
+        }
+      },
       {
         test: {
           name: "e2e",

@@ -21,7 +21,7 @@ import * as AuthData from "../protocol/AuthData.ts"
 import type { Reservation } from "../protocol/SessionApi.ts"
 import * as Seconds from "../Seconds.ts"
 import { OnClose } from "./OnClose.ts"
-import { type Debts, OpenSession, SessionJournal } from "./SessionJournal.ts"
+import { type Debts, SessionJournal } from "./SessionJournal.ts"
 import { SessionSlot, type SlotOccupied } from "./SessionSlot.ts"
 
 /** An open session. Times are epoch seconds, `lifetime` is seconds. */
@@ -173,7 +173,7 @@ const make = Effect.gen(function* () {
     }
     yield* Effect.addFinalizer(() => end(held))
     const { auth, createdAt, expiration, id, reservation } = session
-    yield* journal.put({ id, entry: OpenSession.make({ auth, reservation, createdAt }), expiration })
+    yield* journal.put({ id, entry: { _tag: "open", auth, reservation, createdAt }, expiration })
     open.set(id, held)
     yield* Effect.forkScoped(live(held))
     return held
@@ -257,7 +257,14 @@ const make = Effect.gen(function* () {
   })
 })
 
-const newId = () => randomBytes(16).toString("hex")
+// The system is asked for many random bytes at a time, because a call for 16 costs as much.
+const random = { bytes: Buffer.alloc(0), used: 0 }
+const newId = () => {
+  if (random.used === random.bytes.length) Object.assign(random, { bytes: randomBytes(4096), used: 0 })
+  const from = random.used
+  random.used += 16
+  return random.bytes.toString("hex", from, random.used)
+}
 
 const asWork = (auth: AuthData.AuthData): Work => ({
   kind: "session",

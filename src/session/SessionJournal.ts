@@ -19,14 +19,14 @@ import { Reservation } from "../protocol/SessionApi.ts"
 import * as Seconds from "../Seconds.ts"
 
 /** A session that is open. `createdAt` is epoch seconds; when it expires stands beside it, because that moves. */
-export const OpenSession = Schema.TaggedStruct("open", {
+const OpenSession = Schema.TaggedStruct("open", {
   auth: AuthData,
   reservation: Reservation,
   createdAt: Schema.Finite
 })
 
 /** A session that has ended, or never began: the callback that its client is owed, and the word that the autoscaler is. */
-export const Debts = Schema.TaggedStruct("owed", {
+const Debts = Schema.TaggedStruct("owed", {
   callback: Schema.NullOr(Schema.Struct({ route: Schema.String, payload: Schema.Json })),
   deletion: Schema.NullOr(DeletedRequest)
 })

@@ -5,14 +5,15 @@ import { createServer, type Server } from "node:http"
 import { createServer as createTlsServer } from "node:https"
 import type { Duplex } from "node:stream"
 import * as NodeHttpServer from "@effect/platform-node/NodeHttpServer"
+import { toIncomingMessage } from "@effect/platform-node/NodeHttpServerRequest"
 import * as ByteSize from "effect/ByteSize"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import { MaxBodySize } from "effect/http/HttpIncomingMessage"
 import * as HttpRouter from "effect/http/HttpRouter"
 import { ServeError } from "effect/http/HttpServerError"
-import type { HttpServerRequest } from "effect/http/HttpServerRequest"
-import type { HttpServerResponse } from "effect/http/HttpServerResponse"
+import { HttpServerRequest } from "effect/http/HttpServerRequest"
+import { type HttpServerResponse, jsonUnsafe, setHeader } from "effect/http/HttpServerResponse"
 import * as Layer from "effect/Layer"
 import type * as Scope from "effect/Scope"
 import { WorkerConfig } from "../config.ts"
@@ -58,29 +59,51 @@ const broken: Readonly<Record<string, readonly [status: string, error: string]>>
   HPE_HEADER_OVERFLOW: ["431 Request Header Fields Too Large", "headers too large"]
 }
 
-const answerBroken = (error: NodeJS.ErrnoException, socket: Duplex) => {
+const answerBroken = (error: NodeJS.ErrnoException, socket: Duplex) =>
+  refuse(socket, broken[error.code ?? ""] ?? ["400 Bad Request", "not HTTP"])
+
+const refuse = (socket: Duplex, [status, what]: readonly [status: string, error: string]) => {
   if (!socket.writable) return socket.destroy()
-  const [status, what] = broken[error.code ?? ""] ?? ["400 Bad Request", "not HTTP"]
   const body = JSON.stringify({ error: what })
   return socket.end(
     `HTTP/1.1 ${status}\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: ${body.length}\r\n\r\n${body}`
   )
 }
 
+// What Node's server does not see to: that a request has a host, and that it is not done where its answer cannot be sent
+// because the answer to an earlier one has ended the connection. And an answer that comes before the end of a body of unknown
+// length ends the connection, so it has to say so.
+const guarded = (app: App): App =>
+  Effect.flatMap(HttpServerRequest, (request) => {
+    const source = toIncomingMessage(request)
+    if (!source.socket.writable) return Effect.interrupt
+    if (request.headers.host === undefined) return Effect.succeed(jsonUnsafe({ error: "no Host" }, { status: 400 }))
+    return Effect.map(app, (response) =>
+      source.headers["transfer-encoding"] === undefined ? response : setHeader(response, "connection", "close")
+    )
+  })
+
 /** Listens on ports, with Node's own servers. */
 export const layerNode: Layer.Layer<Listener> = Layer.succeed(Listener, {
   listen: Effect.fnUntraced(function* (app: App, { tls, ...address }: Address) {
     const server = yield* Effect.try({
       try: (): Server => {
-        const options = { ...timeouts, keepAliveTimeout }
+        const options = { ...timeouts, keepAliveTimeout, requireHostHeader: false }
         return tls === undefined ? createServer(options) : createTlsServer({ ...tls, ...options })
       },
       catch: (cause) => new ServeError({ cause })
     })
     server.on("clientError", answerBroken)
+    server.on("connect", (_request, socket) => refuse(socket, ["405 Method Not Allowed", "no proxy"]))
+    server.on("checkExpectation", (_request, response) => {
+      response.writeHead(417, { "content-type": "application/json" })
+      response.end(JSON.stringify({ error: "unknown expectation" }))
+    })
     const { serve } = yield* NodeHttpServer.make(() => server, { ...address, gracefulShutdownTimeout: grace })
     yield* Effect.addFinalizer(() => Effect.sync(() => server.closeAllConnections()))
-    yield* serve(app)
+    yield* serve(guarded(app))
+    // No other protocol is spoken here: who asks for one is answered in HTTP.
+    server.removeAllListeners("upgrade")
   })
 })
 

@@ -24,25 +24,32 @@ const withinDepth = (value: unknown, depth: number): boolean =>
 /** Reads the request's body as the schema says. The content type does not matter, as it never has on this wire. */
 export const read = <S extends Schema.Constraint>(schema: S) => {
   const decode = Schema.decodeUnknownEffect(schema, { errors: "all" })
-  return Effect.gen(function* () {
-    const request = yield* HttpServerRequest.HttpServerRequest
-    yield* refuseAnnounced(request)
-    const text = yield* request.text
-    const json = yield* Effect.try({
-      try: (): unknown => JSON.parse(text),
-      catch: () => new BodyRefused({ message: "invalid JSON", fields: {} })
-    })
-    if (!withinDepth(json, maxDepth)) return yield* new BodyRefused({ message: "JSON nested too deeply", fields: {} })
-    return yield* Effect.mapError(decode(json), (error) => refuse(error.issue))
-  })
+  const parse = (text: string) => {
+    const json = jsonOf(text)
+    if (json === undefined) return new BodyRefused({ message: "invalid JSON", fields: {} })
+    if (!withinDepth(json, maxDepth)) return new BodyRefused({ message: "JSON nested too deeply", fields: {} })
+    return Effect.mapError(decode(json), (error) => refuse(error.issue))
+  }
+  return HttpServerRequest.HttpServerRequest.use((request) =>
+    Effect.andThen(refuseAnnounced(request), Effect.flatMap(request.text, parse))
+  )
+}
+
+const jsonOf = (text: string): unknown => {
+  try {
+    return JSON.parse(text)
+  } catch {
+    return undefined
+  }
 }
 
 // Reading stops at the limit; what says that it will go beyond need not even be begun.
-const refuseAnnounced = Effect.fnUntraced(function* (request: HttpServerRequest.HttpServerRequest) {
-  const limit = yield* MaxBodySize
-  if (limit === undefined || Number(request.headers["content-length"] ?? 0) <= ByteSize.toNumberUnsafe(limit)) return
-  return yield* new HttpServerError({ reason: new RequestParseError({ request, reason: "BodyTooLarge" }) })
-})
+const refuseAnnounced = (request: HttpServerRequest.HttpServerRequest) =>
+  MaxBodySize.use((limit) =>
+    limit === undefined || Number(request.headers["content-length"] ?? 0) <= ByteSize.toNumberUnsafe(limit)
+      ? Effect.void
+      : Effect.fail(new HttpServerError({ reason: new RequestParseError({ request, reason: "BodyTooLarge" }) }))
+  )
 
 /** Refuses a body for what is in one of its fields. */
 export const refuseField = ([field, ...inner]: readonly [string, ...Array<string>], message: string): BodyRefused => {

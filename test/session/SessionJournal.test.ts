@@ -131,7 +131,7 @@ describe("a restart", () => {
   it.effect("ends what there is no slot for any more", () =>
     Effect.gen(function* () {
       const journal = yield* journalInMemory
-      const entry = SessionJournal.OpenSession.make({ auth: auth(1), reservation, createdAt: 0 })
+      const entry = { _tag: "open", auth: auth(1), reservation, createdAt: 0 } as const
       yield* journal.put({ id: "a", entry, expiration: 60 })
       yield* journal.put({ id: "b", entry: { ...entry, auth: auth(2) }, expiration: 60 })
       const called: Array<string> = []
@@ -232,7 +232,7 @@ describe("the file", () => {
 
   const row = (id: string, expiration = 60): SessionJournal.Row => ({
     id,
-    entry: SessionJournal.OpenSession.make({ auth: { ...auth(1), more: ["é\ud800", null] }, reservation, createdAt: 0.1 }),
+    entry: { _tag: "open", auth: { ...auth(1), more: ["é\ud800", null] }, reservation, createdAt: 0.1 },
     expiration
   })
   const owed: SessionJournal.Debts = { _tag: "owed", callback: { route: "http://user/closed", payload: null }, deletion: null }
