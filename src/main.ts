@@ -3,13 +3,13 @@
  */
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
-import * as Schema from "effect/Schema"
 import { Handler, Launch, Worker } from "./index.ts"
+import { JsonObject } from "./protocol/Json.ts"
 
 /** Shows that the client is alive, and so extends its session. It is no load. */
 export const ping = Handler.make({
   route: "/ping",
-  payload: Schema.JsonObject,
+  payload: JsonObject,
   workload: () => 0,
   parallel: true,
   run: () => Effect.succeed({ ok: true })

@@ -4,6 +4,7 @@
 import * as Effect from "effect/Effect"
 import * as Schema from "effect/Schema"
 import { AuthData } from "./AuthData.ts"
+import { Json, JsonObject } from "./Json.ts"
 
 /** Seconds without client activity after which a session ends. */
 const Lifetime = Schema.Finite.check(Schema.isGreaterThan(0, { expected: "a number of seconds greater than 0" }))
@@ -22,7 +23,7 @@ export const HttpUrl = Schema.String.check(
 export const Reservation = Schema.Struct({
   lifetime: Lifetime.pipe(Schema.withDecodingDefaultKey(Effect.succeed(defaultLifetime))),
   on_close_route: HttpUrl.pipe(Schema.NullOr, Schema.withDecodingDefaultKey(Effect.succeed(null))),
-  on_close_payload: Schema.Json.pipe(Schema.withDecodingDefaultKey(Effect.succeed(null)))
+  on_close_payload: Json.pipe(Schema.withDecodingDefaultKey(Effect.succeed(null)))
 })
 export type Reservation = typeof Reservation.Type
 
@@ -36,7 +37,7 @@ export const SessionCreated = Schema.Struct({ session_id: Schema.String, expirat
  */
 export const SessionKey = Schema.Struct({
   session_id: Schema.NonEmptyString,
-  session_auth: Schema.JsonObject.pipe(Schema.NullOr, Schema.withDecodingDefaultKey(Effect.succeed(null)))
+  session_auth: JsonObject.pipe(Schema.NullOr, Schema.withDecodingDefaultKey(Effect.succeed(null)))
 })
 
 export const SessionEnded = Schema.Struct({ ended: Schema.Literal(true), removed_session: Schema.String })
@@ -49,7 +50,7 @@ export const SessionState = Schema.Struct({
   expiration: Schema.Finite,
   created_at: Schema.Finite,
   on_close_route: Schema.NullOr(Schema.String),
-  on_close_payload: Schema.Json
+  on_close_payload: Json
 })
 
 /** What a handler's route takes. `session_id` binds the request to an open session and extends its life. */

@@ -54,7 +54,7 @@ export class Sessions extends Context.Service<
     /** The open session of this id, for a caller that proves to have created it. */
     readonly find: (
       id: string,
-      auth: { readonly [key: string]: Schema.Json } | null
+      auth: Schema.JsonObject | null
     ) => Effect.Effect<Session, SessionUnknown | SessionAuthRefused>
     /** The client showed itself: the session has at least its whole lifetime before it again. */
     readonly extend: (session: Session) => Effect.Effect<void>
@@ -72,7 +72,6 @@ export class Sessions extends Context.Service<
 /** What is behind an open session: its scope, and its deadline on the monotonic clock, which no clock step can move. */
 interface Held extends Session {
   readonly scope: Scope.Closeable
-  readonly fingerprint: AuthData.Fingerprint
   readonly openedAt: number
   readonly ended: Deferred.Deferred<void>
   expiration: number
@@ -166,7 +165,6 @@ const make = Effect.gen(function* () {
     const held: Held = {
       ...session,
       scope,
-      fingerprint: AuthData.fingerprint(session.auth),
       openedAt: now,
       ended: yield* Deferred.make<void>(),
       deadline: now + left
@@ -234,7 +232,7 @@ const make = Effect.gen(function* () {
       Effect.suspend((): Effect.Effect<Session, SessionUnknown | SessionAuthRefused> => {
         const session = open.get(id)
         if (session === undefined) return new SessionUnknown({ sessionId: id })
-        const granted = auth !== null && AuthData.sameFingerprint(session.fingerprint, AuthData.fingerprint(auth))
+        const granted = auth !== null && AuthData.isSame(session.auth, auth)
         return granted ? Effect.succeed(session) : new SessionAuthRefused()
       }),
     extend: (session) =>

@@ -14,6 +14,7 @@ import * as Option from "effect/Option"
 import * as Schema from "effect/Schema"
 import { WorkerConfig } from "../config.ts"
 import { AuthData } from "../protocol/AuthData.ts"
+import { Json } from "../protocol/Json.ts"
 import { DeletedRequest } from "../protocol/Report.ts"
 import { Reservation } from "../protocol/SessionApi.ts"
 import * as Seconds from "../Seconds.ts"
@@ -27,7 +28,7 @@ const OpenSession = Schema.TaggedStruct("open", {
 
 /** A session that has ended, or never began: the callback that its client is owed, and the word that the autoscaler is. */
 const Debts = Schema.TaggedStruct("owed", {
-  callback: Schema.NullOr(Schema.Struct({ route: Schema.String, payload: Schema.Json })),
+  callback: Schema.NullOr(Schema.Struct({ route: Schema.String, payload: Json })),
   deletion: Schema.NullOr(DeletedRequest)
 })
 export type Debts = typeof Debts.Type

@@ -1,6 +1,6 @@
 import { once } from "node:events"
 import { createServer } from "node:http"
-import type { AddressInfo } from "node:net"
+import { type AddressInfo, BlockList, connect } from "node:net"
 import { assert, describe, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
@@ -141,8 +141,17 @@ describe("OnClose", () => {
         Layer.provide(OnClose.layerOutboundNode, Layer.succeed(WorkerConfig, { ...config, onCloseAllowPrivate }))
       )
 
+    // A Node that knows no block lists would really connect, so loopback is asked first whether this one does.
+    const knowsBlockLists = Effect.promise(async () => {
+      const blockList = new BlockList()
+      blockList.addAddress("127.0.0.1")
+      const [error] = await once(connect({ host: "127.0.0.1", port: 1, blockList }), "error")
+      assert.strictEqual(error.code, "ERR_IP_BLOCKED")
+    })
+
     it.live.each(["http://169.254.169.254:1/", "http://[fe80::1]:1/"])("is not even connected to %s", (route) =>
       Effect.gen(function* () {
+        yield* knowsBlockLists
         const client = yield* outbound(false)
         const error = yield* Effect.flip(client.post(route))
         assert.match(JSON.stringify(error.cause, ["code", "cause", "message"]), /ERR_IP_BLOCKED/)
