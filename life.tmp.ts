@@ -24,18 +24,19 @@ const auth = (i: number) => ({ cost: 100, endpoint: "bench", signature: "unsigne
 const res = { lifetime: 3600, on_close_route: null, on_close_payload: null }
 const main = Effect.gen(function*() {
   const s = yield* Session.Sessions
-  let n = 0
+  let n = 0; const all: number[] = []
   const cycle = Effect.gen(function*() {
     const a = auth(++n)
     const x = yield* s.open(a, res)
     const y = yield* s.find(x.id, { ...a })
     yield* s.close(y, "client")
   })
-  for (let r = 0; r < Number(process.env.R ?? 6); r++) {
+  for (let r = 0; r < Number(process.env.R ?? 20); r++) {
     const t = process.cpuUsage()
     for (let i = 0; i < 10000; i++) { yield* Effect.flatMap(Effect.promise(() => new Promise<void>((r) => setImmediate(r))), () => Effect.void); yield* cycle; }
     const u = process.cpuUsage(t)
-    console.error(((u.user + u.system) / 10000).toFixed(1), "us/cycle")
+    all.push((u.user + u.system) / 10000)
   }
+  all.sort((a, b) => a - b); console.error("min", all[0].toFixed(1), "median", all[all.length >> 1].toFixed(1))
 }).pipe(Effect.provide(L), Effect.provideService(References.MinimumLogLevel, process.env.LOG ? "Info" : "None"), Effect.provide(Logger.layer([Logger.withConsoleLog(Logger.formatLogFmt)])))
 Effect.runPromise(main as any).then(() => process.exit(0))

@@ -57,7 +57,7 @@ class Network extends Context.Service<Network, Map<number, Answer>>()("null-pywo
 const layerListener = Layer.effect(
   Listener.Listener,
   Effect.map(Network, (network) => ({
-    listen: Effect.fnUntraced(function* (app: Listener.App, { port }: Listener.Address) {
+    listen: Effect.fnUntraced(function* (app, { port }) {
       const context = yield* Effect.context<never>()
       // An app needs nothing but the request, which the handler adds, and its scope.
       yield* Effect.acquireRelease(
@@ -171,7 +171,7 @@ export const layer = <R = never>(options: {
       const { listen } = yield* Listener.Listener
       // The refusals answer every error that the routes' type still names.
       const app = (yield* HttpRouter.toHttpEffect(routes)) as Listener.App
-      yield* Effect.orDie(listen(app, { port: controlPlanePort }))
+      yield* Effect.orDie(listen(app, { port: controlPlanePort }, []))
     })
   )
 

@@ -20,7 +20,7 @@ import * as Random from "effect/Random"
 import * as Redacted from "effect/Redacted"
 import * as Schedule from "effect/Schedule"
 import * as Schema from "effect/Schema"
-import type * as Scope from "effect/Scope"
+import * as Scope from "effect/Scope"
 import { type ReportIdentity, WorkerConfig } from "../config.ts"
 import {
   type DeletedRequest,
@@ -95,7 +95,10 @@ const make = Effect.fnUntraced(function* (identity: ReportIdentity, transport: T
 
   const told = yield* Latch.make(true)
 
-  const changed = Effect.andThen(told.close, statusChanged.open)
+  const changed = Effect.suspend(() => {
+    told.closeUnsafe()
+    return statusChanged.open
+  })
 
   const sendStatus = Effect.suspend(() => {
     const sums = LoadBook.takeSums(book)
@@ -201,7 +204,7 @@ const make = Effect.fnUntraced(function* (identity: ReportIdentity, transport: T
     work: Effect.fnUntraced(function* (work) {
       const now = yield* Seconds.epoch
       const entry: LoadBook.Work = { ...work, enteredQueueAt: now, startedAt: now }
-      yield* Effect.addFinalizer((exit) => finish(entry, outcome(exit)))
+      yield* Scope.addFinalizerExit(yield* Effect.scope, (exit) => finish(entry, outcome(exit)))
       LoadBook.begin(book, entry)
       yield* changed
       return Effect.map(Seconds.epoch, (turn) => {

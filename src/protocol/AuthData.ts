@@ -5,8 +5,9 @@
  */
 
 import { timingSafeEqual } from "node:crypto"
+import * as Result from "effect/Result"
 import * as Schema from "effect/Schema"
-import { Json } from "./Json.ts"
+import { isJsonObject } from "./Json.ts"
 
 /** More than any worker serves, and little enough that sums of it stay numbers that JSON can carry. */
 const mostWorkload = 1e9
@@ -23,23 +24,25 @@ const WorkloadText = Schema.String.check(
   Schema.makeFilter((text: string) => /^\d+(\.\d+)?$/.test(text) && isWorkload(Number(text)), accepted)
 )
 
+const Known = Schema.Struct({
+  url: Schema.String,
+  signature: Schema.optionalKey(Schema.String),
+  endpoint: Schema.optionalKey(Schema.String),
+  cost: Schema.optionalKey(Schema.Union([Workload, WorkloadText])),
+  reqnum: Schema.optionalKey(Schema.Int),
+  request_idx: Schema.optionalKey(Schema.Int)
+})
+const checkKnown = Schema.decodeUnknownResult(Known, { errors: "all" })
+
 /**
  * The object as it travels. Only `url` is always there: a debug client (`VAST_DEBUG_WORKER_URL`) sends little else, and a
- * missing `signature` is the signature check's to refuse. Fields that we do not know survive, because the SDK compares and
- * returns the object whole.
+ * missing `signature` is the signature check's to refuse. It is the very object that came, with the fields that we do not know
+ * and in its order, because the SDK compares and returns it whole.
  */
-export const AuthData = Schema.StructWithRest(
-  Schema.Struct({
-    url: Schema.String,
-    signature: Schema.optionalKey(Schema.String),
-    endpoint: Schema.optionalKey(Schema.String),
-    cost: Schema.optionalKey(Schema.Union([Workload, WorkloadText])),
-    reqnum: Schema.optionalKey(Schema.Int),
-    request_idx: Schema.optionalKey(Schema.Int)
-  }),
-  [Schema.Record(Schema.String, Json)]
+export type AuthData = typeof Known.Type & Schema.JsonObject
+export const AuthData = Schema.declare((value): value is AuthData => isJsonObject(value), { expected: "an object" }).check(
+  Schema.makeFilter((auth) => Result.match(checkKnown(auth), { onFailure: ({ issue }) => issue, onSuccess: () => undefined }))
 )
-export type AuthData = typeof AuthData.Type
 
 /** The workload of a request whose `auth_data` does not say: the SDK's own default. */
 export const defaultCost = 100

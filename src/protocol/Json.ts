@@ -9,8 +9,9 @@ import * as Schema from "effect/Schema"
 /** Any value out of a JSON text. */
 export const Json = Schema.declare((_value): _value is Schema.Json => true)
 
+/** Whether a value out of a JSON text is an object. */
+export const isJsonObject = (value: unknown): value is Schema.JsonObject =>
+  typeof value === "object" && value !== null && !Array.isArray(value)
+
 /** An object out of a JSON text. */
-export const JsonObject = Schema.declare(
-  (value): value is Schema.JsonObject => typeof value === "object" && value !== null && !Array.isArray(value),
-  { expected: "an object" }
-)
+export const JsonObject = Schema.declare(isJsonObject, { expected: "an object" })

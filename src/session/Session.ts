@@ -52,10 +52,7 @@ export class Sessions extends Context.Service<
     /** Opens a session for a request that was let in. */
     readonly open: (auth: AuthData.AuthData, reservation: Reservation) => Effect.Effect<Session, SlotOccupied | WorkerStopping>
     /** The open session of this id, for a caller that proves to have created it. */
-    readonly find: (
-      id: string,
-      auth: Schema.JsonObject | null
-    ) => Effect.Effect<Session, SessionUnknown | SessionAuthRefused>
+    readonly find: (id: string, auth: Schema.JsonObject | null) => Effect.Effect<Session, SessionUnknown | SessionAuthRefused>
     /** The client showed itself: the session has at least its whole lifetime before it again. */
     readonly extend: (session: Session) => Effect.Effect<void>
     /** Closes a session; false if somebody else was first. */
@@ -166,19 +163,19 @@ const make = Effect.gen(function* () {
       ...session,
       scope,
       openedAt: now,
-      ended: yield* Deferred.make<void>(),
+      ended: Deferred.makeUnsafe<void>(),
       deadline: now + left
     }
-    yield* Effect.addFinalizer(() => end(held))
+    yield* Scope.addFinalizer(scope, end(held))
     const { auth, createdAt, expiration, id, reservation } = session
     yield* journal.put({ id, entry: { _tag: "open", auth, reservation, createdAt }, expiration })
     open.set(id, held)
-    yield* Effect.forkScoped(live(held))
+    yield* Effect.forkIn(live(held), scope, { startImmediately: true })
     return held
   })
 
   const acquire = Effect.fnUntraced(function* (session: Session, left: number) {
-    const scope = yield* Scope.make()
+    const scope = Scope.makeUnsafe()
     return yield* hold(scope, session, left).pipe(
       Scope.provide(scope),
       Effect.onError((cause) => Scope.close(scope, Exit.failCause(cause)))

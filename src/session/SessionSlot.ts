@@ -7,7 +7,7 @@ import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Schema from "effect/Schema"
-import type * as Scope from "effect/Scope"
+import * as Scope from "effect/Scope"
 import * as Semaphore from "effect/Semaphore"
 import { WorkerConfig } from "../config.ts"
 
@@ -27,8 +27,14 @@ export class SessionSlot extends Context.Service<
 /** Slots for `capacity` sessions. */
 export const make = Effect.fnUntraced(function* (capacity: number) {
   const slots = yield* Semaphore.make(capacity)
-  const takeOne = Effect.flatMap(slots.takeIfAvailable(1), (taken) => (taken ? Effect.void : new SlotOccupied({ capacity })))
-  return SessionSlot.of({ take: Effect.acquireRelease(takeOne, () => slots.release(1)) })
+  const release = slots.release(1)
+  return SessionSlot.of({
+    take: Effect.gen(function* () {
+      const scope = yield* Effect.scope
+      if (!(yield* slots.takeIfAvailable(1))) return yield* new SlotOccupied({ capacity })
+      yield* Scope.addFinalizer(scope, release)
+    }).pipe(Effect.uninterruptible)
+  })
 })
 
 /** As many slots as `MAX_SESSIONS` says. */

@@ -1,7 +1,7 @@
 /**
  * Where a router's routes are reached: on ports of this machine, unless another layer says otherwise.
  */
-import { createServer, type Server } from "node:http"
+import { createServer, type RequestListener, type Server } from "node:http"
 import { createServer as createTlsServer } from "node:https"
 import type { Duplex } from "node:stream"
 import * as NodeHttpServer from "@effect/platform-node/NodeHttpServer"
@@ -17,7 +17,9 @@ import { type HttpServerResponse, jsonUnsafe, setHeader } from "effect/http/Http
 import * as Layer from "effect/Layer"
 import type * as Scope from "effect/Scope"
 import { WorkerConfig } from "../config.ts"
+import * as JsonRoute from "./JsonRoute.ts"
 import * as Refusals from "./Refusals.ts"
+import * as Shortcut from "./Shortcut.ts"
 
 /** An address to be reached at. Without a host it is every interface of the machine. */
 export interface Address {
@@ -36,8 +38,15 @@ export type App = Effect.Effect<HttpServerResponse, unknown, HttpServerRequest |
 export class Listener extends Context.Service<
   Listener,
   {
-    /** Has the app answer at this address until the scope closes, and leaves no connection behind then. */
-    readonly listen: (app: App, address: Address) => Effect.Effect<void, ServeError, Scope.Scope>
+    /**
+     * Has the app answer at this address until the scope closes, and leaves no connection behind then. Of its routes, those
+     * in `direct` may be answered without it.
+     */
+    readonly listen: (
+      app: App,
+      address: Address,
+      direct: ReadonlyArray<JsonRoute.JsonRoute>
+    ) => Effect.Effect<void, ServeError, Scope.Scope>
   }
 >()("null-pyworker/Listener") {}
 
@@ -85,7 +94,7 @@ const guarded = (app: App): App =>
 
 /** Listens on ports, with Node's own servers. */
 export const layerNode: Layer.Layer<Listener> = Layer.succeed(Listener, {
-  listen: Effect.fnUntraced(function* (app: App, { tls, ...address }: Address) {
+  listen: Effect.fnUntraced(function* (app, { tls, ...address }, direct) {
     const server = yield* Effect.try({
       try: (): Server => {
         const options = { ...timeouts, keepAliveTimeout, requireHostHeader: false }
@@ -104,18 +113,27 @@ export const layerNode: Layer.Layer<Listener> = Layer.succeed(Listener, {
     yield* serve(guarded(app))
     // No other protocol is spoken here: who asks for one is answered in HTTP.
     server.removeAllListeners("upgrade")
+    const limit = yield* MaxBodySize
+    const [theLongWay] = server.listeners("request") as [RequestListener]
+    server.off("request", theLongWay)
+    const maxBodyBytes = limit === undefined ? Number.POSITIVE_INFINITY : ByteSize.toNumberUnsafe(limit)
+    server.on("request", yield* Shortcut.make(direct, { maxBodyBytes, theLongWay }))
   })
 })
 
-/** Serves routes at an address, with the answers to every refusal. A body of more than `MAX_BODY_BYTES` is one. */
-export const layer = <A, E, R>(routes: Layer.Layer<A, E, R>, address: Address) =>
+/**
+ * Serves routes at an address, and those in `direct`, with the answers to every refusal. A body of more than `MAX_BODY_BYTES`
+ * is one.
+ */
+export const layer = <A, E, R>(routes: Layer.Layer<A, E, R>, address: Address, direct: ReadonlyArray<JsonRoute.JsonRoute> = []) =>
   Layer.effectDiscard(
     Effect.gen(function* () {
       const { listen } = yield* Listener
       const { maxBodyBytes } = yield* WorkerConfig
       // Routes bring what they need with them, which a type that is generic in them cannot say.
       // The refusals come first, and so are around whatever middleware the routes have.
-      const app = (yield* HttpRouter.toHttpEffect(Layer.provideMerge(routes, Refusals.layer))) as App
-      yield* Effect.provideService(listen(app, address), MaxBodySize, ByteSize.bytes(maxBodyBytes))
+      const all = Layer.merge(routes, JsonRoute.layer(direct))
+      const app = (yield* HttpRouter.toHttpEffect(Layer.provideMerge(all, Refusals.layer))) as App
+      yield* Effect.provideService(listen(app, address, direct), MaxBodySize, ByteSize.bytes(maxBodyBytes))
     })
   )

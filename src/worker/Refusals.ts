@@ -44,34 +44,54 @@ export type Refusal =
   | TokenRefused
   | WorkerStopping
 
-const answer = (status: number, error: string, fields?: { readonly [field: string]: Schema.Json }) =>
-  Effect.succeed(HttpServerResponse.jsonUnsafe({ ...fields, error }, { status }))
+/** What a request is answered with: a status, and JSON. */
+export interface Answer {
+  readonly status: number
+  readonly body: Schema.JsonObject
+}
 
-/** Answers every refusal of every route of a router, and 500 for what nobody foresaw. */
-export const layer = HttpRouter.middleware<{ handles: Refusal }>()(
-  (routes) =>
-    routes.pipe(
-      Effect.catchTags({
-        BodyRefused: ({ message, fields }) => answer(422, message, fields),
-        CallerRefused: () => answer(403, "only programs on this machine may ask, as localhost and without an Origin"),
-        HandlerFailed: ({ reason, status }) => answer(status, reason),
-        HttpServerError: ({ reason }) => {
-          if (reason._tag === "RouteNotFound") return answer(404, "no such route")
-          if (reason._tag === "RequestParseError") {
-            return reason.reason === "BodyTooLarge" ? answer(413, "body too large") : answer(400, "body not received")
-          }
-          return answer(500, "internal error")
-        },
-        QueueTooLong: ({ seconds }) => answer(429, `the queue of this worker is ${seconds} s long`),
-        SessionAuthRefused: () => answer(401, "session_auth is not valid"),
-        SessionGone: ({ message }) => answer(410, message),
-        SessionUnknown: ({ sessionId }) => answer(400, `session with id ${sessionId} not found`),
-        SignatureRefused: ({ check }) => answer(401, check),
-        SlotOccupied: ({ capacity }) => answer(429, `all ${capacity} sessions of this worker are taken`),
-        TokenRefused: () => answer(401, "unauthorized"),
-        WorkerStopping: () => answer(503, "this worker is stopping")
-      }),
-      Effect.catchDefect((defect) => Effect.andThen(Effect.logError("request crashed", defect), answer(500, "internal error")))
-    ),
-  { global: true }
-)
+const error = (status: number, error: string, fields?: Schema.JsonObject): Answer => ({ status, body: { ...fields, error } })
+
+const answers: { readonly [T in Refusal["_tag"]]: (refusal: Extract<Refusal, { readonly _tag: T }>) => Answer } = {
+  BodyRefused: ({ fields, message }) => error(422, message, fields),
+  CallerRefused: () => error(403, "only programs on this machine may ask, as localhost and without an Origin"),
+  HandlerFailed: ({ reason, status }) => error(status, reason),
+  HttpServerError: ({ reason }) => {
+    if (reason._tag === "RouteNotFound") return error(404, "no such route")
+    if (reason._tag === "RequestParseError") {
+      return reason.reason === "BodyTooLarge" ? error(413, "body too large") : error(400, "body not received")
+    }
+    return error(500, "internal error")
+  },
+  QueueTooLong: ({ seconds }) => error(429, `the queue of this worker is ${seconds} s long`),
+  SessionAuthRefused: () => error(401, "session_auth is not valid"),
+  SessionGone: ({ message }) => error(410, message),
+  SessionUnknown: ({ sessionId }) => error(400, `session with id ${sessionId} not found`),
+  SignatureRefused: ({ check }) => error(401, check),
+  SlotOccupied: ({ capacity }) => error(429, `all ${capacity} sessions of this worker are taken`),
+  TokenRefused: () => error(401, "unauthorized"),
+  WorkerStopping: () => error(503, "this worker is stopping")
+}
+
+const answerTo = <T extends Refusal["_tag"]>(refusal: Extract<Refusal, { readonly _tag: T }>): Answer =>
+  answers[refusal._tag as T](refusal)
+
+const isRefusal = <E>(error: E | Refusal): error is Refusal =>
+  typeof error === "object" && error !== null && "_tag" in error && Object.hasOwn(answers, String(error._tag))
+
+/** Answers every refusal, and 500 for what nobody foresaw, in the form that the answers have otherwise. */
+export const answered = <A, E, R>(
+  answer: Effect.Effect<A, E | Refusal, R>,
+  form: (answer: Answer) => A
+): Effect.Effect<A, Exclude<E, Refusal>, R> =>
+  answer.pipe(
+    Effect.catchIf(isRefusal, (refusal) => Effect.succeed(form(answerTo(refusal)))),
+    Effect.catchDefect((defect) => Effect.as(Effect.logError("request crashed", defect), form(error(500, "internal error"))))
+  )
+
+/** An answer as a router sends it. */
+export const toResponse = ({ body, status }: Answer): HttpServerResponse.HttpServerResponse =>
+  HttpServerResponse.jsonUnsafe(body, { status })
+
+/** Answers every refusal of every route of a router. */
+export const layer = HttpRouter.middleware<{ handles: Refusal }>()((routes) => answered(routes, toResponse), { global: true })

@@ -21,19 +21,22 @@ const maxDepth = 64
 const withinDepth = (value: unknown, depth: number): boolean =>
   typeof value !== "object" || value === null || (depth > 0 && Object.values(value).every((item) => withinDepth(item, depth - 1)))
 
-/** Reads the request's body as the schema says. The content type does not matter, as it never has on this wire. */
-export const read = <S extends Schema.Constraint>(schema: S) => {
-  const decode = Schema.decodeUnknownEffect(schema, { errors: "all" })
-  const parse = (text: string) => {
+/** Takes a text as the schema says, if it is JSON. */
+export const decode = <S extends Schema.ConstraintDecoder<unknown>>(schema: S) => {
+  const decodeJson = Schema.decodeUnknownEffect(schema, { errors: "all" })
+  return (text: string): Effect.Effect<S["Type"], BodyRefused> => {
     const json = jsonOf(text)
-    if (json === undefined) return new BodyRefused({ message: "invalid JSON", fields: {} })
-    if (!withinDepth(json, maxDepth)) return new BodyRefused({ message: "JSON nested too deeply", fields: {} })
-    return Effect.mapError(decode(json), (error) => refuse(error.issue))
+    if (json === undefined) return Effect.fail(new BodyRefused({ message: "invalid JSON", fields: {} }))
+    if (!withinDepth(json, maxDepth)) return Effect.fail(new BodyRefused({ message: "JSON nested too deeply", fields: {} }))
+    return Effect.mapError(decodeJson(json), (error) => refuse(error.issue))
   }
-  return HttpServerRequest.HttpServerRequest.use((request) =>
-    Effect.andThen(refuseAnnounced(request), Effect.flatMap(request.text, parse))
-  )
 }
+
+/** The request's body, whole. */
+export const text = HttpServerRequest.HttpServerRequest.use((request) => Effect.andThen(refuseAnnounced(request), request.text))
+
+/** Reads the request's body as the schema says. The content type does not matter, as it never has on this wire. */
+export const read = <S extends Schema.ConstraintDecoder<unknown>>(schema: S) => Effect.flatMap(text, decode(schema))
 
 const jsonOf = (text: string): unknown => {
   try {

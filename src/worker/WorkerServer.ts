@@ -8,7 +8,6 @@ import * as Effect from "effect/Effect"
 import * as FileSystem from "effect/FileSystem"
 import * as HttpRouter from "effect/http/HttpRouter"
 import * as HttpServerRequest from "effect/http/HttpServerRequest"
-import * as HttpServerResponse from "effect/http/HttpServerResponse"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import * as Redacted from "effect/Redacted"
@@ -18,7 +17,9 @@ import { CreateSession, type SessionCreated, type SessionEnded, SessionKey, type
 import * as OnClose from "../session/OnClose.ts"
 import { Sessions } from "../session/Session.ts"
 import * as Handler from "./Handler.ts"
+import * as JsonRoute from "./JsonRoute.ts"
 import * as Listener from "./Listener.ts"
+import * as Refusals from "./Refusals.ts"
 import { SessionGone, TokenRefused } from "./Refusals.ts"
 import { RequestAuth } from "./RequestAuth.ts"
 import * as RequestBody from "./RequestBody.ts"
@@ -28,53 +29,45 @@ export class CertificateUnreadable extends Schema.TaggedError<CertificateUnreada
   message: Schema.String
 }) {}
 
-const json = <A>(body: A, status = 200) => HttpServerResponse.jsonUnsafe(body, { status })
+const json = (body: Schema.JsonObject, status = 200): Refusals.Answer => ({ status, body })
 
-const readKey = RequestBody.read(SessionKey)
-
-const endSession = HttpRouter.use(
-  Effect.fnUntraced(function* (router) {
-    const sessions = yield* Sessions
-    yield* router.add(
-      "POST",
-      "/session/end",
-      Effect.gen(function* () {
-        const key = yield* readKey
-        const session = yield* sessions.find(key.session_id, key.session_auth)
-        const closed = yield* sessions.close(session, "client")
-        if (!closed) return yield* new SessionGone({ message: "session already closed" })
-        return json<typeof SessionEnded.Type>({ ended: true, removed_session: session.id })
-      })
-    )
-  })
+const endSession = Effect.map(Sessions, (sessions) =>
+  JsonRoute.make(
+    "/session/end",
+    SessionKey,
+    Effect.fnUntraced(function* (key) {
+      const session = yield* sessions.find(key.session_id, key.session_auth)
+      const closed = yield* sessions.close(session, "client")
+      if (!closed) return yield* new SessionGone({ message: "session already closed" })
+      return json({ ended: true, removed_session: session.id } satisfies typeof SessionEnded.Type)
+    })
+  )
 )
 
-const sessionRoutes = HttpRouter.use(
-  Effect.fnUntraced(function* (router) {
-    const sessions = yield* Sessions
-    const auth = yield* RequestAuth
-    const { onCloseAllowPrivate } = yield* WorkerConfig
-    const readCreate = RequestBody.read(CreateSession)
+const sessionRoutes = Effect.gen(function* () {
+  const sessions = yield* Sessions
+  const auth = yield* RequestAuth
+  const { onCloseAllowPrivate } = yield* WorkerConfig
 
-    yield* router.add(
-      "POST",
+  return [
+    JsonRoute.make(
       "/session/create",
-      Effect.gen(function* () {
-        const request = yield* readCreate
-        const route = request.payload.on_close_route
+      CreateSession,
+      Effect.fnUntraced(function* ({ auth_data, payload }) {
+        const route = payload.on_close_route
         if (route !== null && !onCloseAllowPrivate && OnClose.isForbidden(route)) yield* forbiddenRoute
-        yield* auth.verify(request.auth_data)
-        const session = yield* sessions.open(request.auth_data, request.payload)
-        return json<typeof SessionCreated.Type>({ session_id: session.id, expiration: session.expiration }, 201)
+        yield* auth.verify(auth_data)
+        const { expiration, id } = yield* sessions.open(auth_data, payload)
+        return json({ session_id: id, expiration } satisfies typeof SessionCreated.Type, 201)
       })
-    )
-    yield* router.add(
-      "POST",
+    ),
+    yield* endSession,
+    JsonRoute.make(
       "/session/get",
-      Effect.gen(function* () {
-        const key = yield* readKey
+      SessionKey,
+      Effect.fnUntraced(function* (key) {
         const session = yield* sessions.find(key.session_id, key.session_auth)
-        return json<typeof SessionState.Type>({
+        return json({
           session_id: session.id,
           auth_data: session.auth,
           lifetime: session.reservation.lifetime,
@@ -82,14 +75,13 @@ const sessionRoutes = HttpRouter.use(
           created_at: session.createdAt,
           on_close_route: session.reservation.on_close_route,
           on_close_payload: session.reservation.on_close_payload
-        })
+        } satisfies typeof SessionState.Type)
       })
-    )
-    yield* router.add(
-      "POST",
+    ),
+    JsonRoute.make(
       "/session/health",
-      Effect.gen(function* () {
-        const key = yield* readKey
+      SessionKey,
+      Effect.fnUntraced(function* (key) {
         const ok = yield* sessions.find(key.session_id, key.session_auth).pipe(
           Effect.as(true),
           Effect.catchTag("SessionUnknown", () => Effect.succeed(false))
@@ -97,8 +89,8 @@ const sessionRoutes = HttpRouter.use(
         return json({ ok })
       })
     )
-  })
-)
+  ]
+})
 
 const forbiddenRoute = RequestBody.refuseField(
   ["payload", "on_close_route"],
@@ -121,7 +113,7 @@ const updateRoute = HttpRouter.use(
         const { headers } = yield* HttpServerRequest.HttpServerRequest
         if (token === "" || !sameSecret(headers.authorization ?? "", `Bearer ${token}`)) return yield* new TokenRefused()
         yield* Effect.orDie(files.writeFileString(updateFlag, ""))
-        return json({ ok: true })
+        return Refusals.toResponse(json({ ok: true }))
       })
     )
   })
@@ -131,9 +123,12 @@ const updateRoute = HttpRouter.use(
 const sameSecret = (a: string, b: string) =>
   timingSafeEqual(createHash("sha256").update(a).digest(), createHash("sha256").update(b).digest())
 
+const otherRoutes = <R = never>(handlers: ReadonlyArray<Handler.Handler<R>>) =>
+  Layer.mergeAll(updateRoute, ...handlers).pipe(Layer.provide(Handler.layerTurn))
+
 /** The routes of the public port, with these handlers'. */
 export const routes = <R = never>(handlers: ReadonlyArray<Handler.Handler<R>>) =>
-  Layer.mergeAll(endSession, sessionRoutes, updateRoute, ...handlers).pipe(Layer.provide(Handler.layerTurn))
+  Layer.merge(Layer.unwrap(Effect.map(sessionRoutes, JsonRoute.layer)), otherRoutes(handlers))
 
 /** Serves the public port and the plain one, with these handlers. Fails with `ServeError` where a port is taken. */
 export const layer = <R = never>(handlers: ReadonlyArray<Handler.Handler<R>>) =>
@@ -142,8 +137,8 @@ export const layer = <R = never>(handlers: ReadonlyArray<Handler.Handler<R>>) =>
       const { httpPort, port, tls } = yield* WorkerConfig
       const certified = Option.isSome(tls) ? { tls: yield* readCertificate(tls.value) } : {}
       return Layer.mergeAll(
-        Listener.layer(routes(handlers), { port, ...certified }),
-        Listener.layer(endSession, { port: httpPort, host: Listener.loopback })
+        Listener.layer(otherRoutes(handlers), { port, ...certified }, yield* sessionRoutes),
+        Listener.layer(Layer.empty, { port: httpPort, host: Listener.loopback }, [yield* endSession])
       )
     })
   )
