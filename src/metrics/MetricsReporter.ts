@@ -141,25 +141,30 @@ const make = Effect.fnUntraced(function* (identity: ReportIdentity, transport: T
     }
   })
 
-  const forget = Effect.fnUntraced(function* (deletion: LoadBook.Deletion) {
-    const givenUp = LoadBook.forget(book, deletion)
-    if (givenUp.length > 0) {
-      yield* Effect.logError("deletions given up: too many wait").pipe(Effect.annotateLogs({ oldest: givenUp.length }))
-      yield* Effect.forEach(givenUp, ({ told }) => told, { discard: true })
-    }
-    yield* deletesWaiting.open
+  const forget = (deletion: LoadBook.Deletion) =>
+    Effect.suspend(() => {
+      const givenUp = LoadBook.forget(book, deletion)
+      return givenUp.length === 0 ? deletesWaiting.open : Effect.andThen(giveUp(givenUp), deletesWaiting.open)
+    })
+
+  const giveUp = Effect.fnUntraced(function* (deletions: ReadonlyArray<LoadBook.Deletion>) {
+    yield* Effect.logError("deletions given up: too many wait").pipe(Effect.annotateLogs({ oldest: deletions.length }))
+    yield* Effect.forEach(deletions, ({ told }) => told, { discard: true })
   })
 
   const forgetRequest = (work: LoadBook.Work, status: RequestStatus, now: number) => {
-    const request = work.kind === "session" ? undefined : LoadBook.deletion(work, status, now)
+    const request = LoadBook.deletion(work, status, now)
     return request === undefined ? Effect.void : forget({ request, told: Effect.void })
   }
 
-  const finish = Effect.fnUntraced(function* (work: LoadBook.Work, status: ReturnType<typeof outcome>) {
+  const finish = (work: LoadBook.Work, status: ReturnType<typeof outcome>) => {
     LoadBook.finish(book, work, status)
-    yield* changed
-    yield* forgetRequest(work, status, yield* Seconds.epoch)
-  })
+    if (work.kind === "session") return changed
+    return Effect.andThen(
+      changed,
+      Effect.flatMap(Seconds.epoch, (now) => forgetRequest(work, status, now))
+    )
+  }
 
   // Doubled with every failure, and never twice the same: ten thousand workers must not come back in step.
   const pauseAfter = (failures: number) =>
@@ -215,7 +220,7 @@ const make = Effect.fnUntraced(function* (identity: ReportIdentity, transport: T
       const entry: LoadBook.Work = { ...work, enteredQueueAt: yield* Seconds.epoch, startedAt: 0 }
       LoadBook.reject(book, entry)
       yield* changed
-      yield* forgetRequest(entry, "Rejected", 0)
+      if (work.kind !== "session") yield* forgetRequest(entry, "Rejected", 0)
     }),
     forget: (request, told) => forget({ request, told }),
     queueTime: Effect.sync(() => LoadBook.queuedLoad(book) / Math.max(condition.maxPerf, slowest)),

@@ -84,16 +84,20 @@ const make = Effect.gen(function* () {
   const owed = new Map<string, Debts>()
   let stopping = false
 
-  const close = Effect.fnUntraced(function* (session: Session, reason: CloseReason) {
-    const held = open.get(session.id)
-    if (held === undefined || !open.delete(session.id)) return false
-    yield* Deferred.succeed(held.ended, undefined)
-    yield* Scope.close(held.scope, Exit.void)
-    yield* Effect.logInfo("session closed").pipe(
-      Effect.annotateLogs({ session_id: session.id, reason, held_seconds: round((yield* Seconds.monotonic) - held.openedAt) })
-    )
-    return true
-  }, Effect.uninterruptible)
+  const close = (session: Session, reason: CloseReason) =>
+    Effect.suspend(() => {
+      const held = open.get(session.id)
+      if (held === undefined) return Effect.succeed(false)
+      open.delete(session.id)
+      return Effect.as(release(held, reason), true)
+    }).pipe(Effect.uninterruptible)
+
+  const release = Effect.fnUntraced(function* ({ ended, id, openedAt, scope }: Held, reason: CloseReason) {
+    yield* Deferred.succeed(ended, undefined)
+    yield* Scope.close(scope, Exit.void)
+    const held_seconds = round((yield* Seconds.monotonic) - openedAt)
+    yield* Effect.logInfo("session closed").pipe(Effect.annotateLogs({ session_id: id, reason, held_seconds }))
+  })
 
   const closeAll = Effect.fnUntraced(function* (reason: CloseReason) {
     const closed = yield* Effect.filter(Array.from(open.values()), (session) => close(session, reason))
@@ -102,23 +106,24 @@ const make = Effect.gen(function* () {
 
   // One fiber a session. Extending moves the deadline; the fiber finds that out when it wakes. However it ends, crash
   // included, the session ends with it.
-  const live = (session: Held) =>
-    Effect.gen(function* () {
-      while (true) {
-        const left = session.deadline - (yield* Seconds.monotonic)
-        if (left <= 0) return
-        yield* Effect.sleep(Duration.seconds(left))
-      }
-    }).pipe(Effect.ensuring(close(session, "expired")))
+  const live = (session: Held) => Effect.ensuring(sleepUntilDeadline(session), close(session, "expired"))
 
-  const owe = Effect.fnUntraced(function* (id: string, debts: Debts) {
-    if (debts.callback === null && debts.deletion === null) {
-      owed.delete(id)
-      return yield* journal.remove(id)
-    }
-    owed.set(id, debts)
-    yield* journal.put({ id, entry: debts, expiration: 0 })
-  })
+  const sleepUntilDeadline = (session: Held): Effect.Effect<void> =>
+    Effect.flatMap(Seconds.monotonic, (now) =>
+      now < session.deadline
+        ? Effect.flatMap(Effect.sleep(Duration.seconds(session.deadline - now)), () => sleepUntilDeadline(session))
+        : Effect.void
+    )
+
+  const owe = (id: string, debts: Debts) =>
+    Effect.suspend(() => {
+      if (debts.callback === null && debts.deletion === null) {
+        owed.delete(id)
+        return journal.remove(id)
+      }
+      owed.set(id, debts)
+      return journal.put({ id, entry: debts, expiration: 0 })
+    })
 
   const settle = (id: string, debt: "callback" | "deletion") =>
     Effect.suspend(() => {

@@ -11,6 +11,7 @@ import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
+import * as Result from "effect/Result"
 import * as Schema from "effect/Schema"
 import { WorkerConfig } from "../config.ts"
 import { AuthData } from "../protocol/AuthData.ts"
@@ -70,8 +71,8 @@ interface Disk {
 /** The journal's file cannot be used. */
 class JournalUnwritable extends Schema.TaggedError<JournalUnwritable>()("JournalUnwritable", { reason: Schema.String }) {}
 
-const onDisk = <A>(work: () => A) =>
-  Effect.try({
+const onDisk = <A>(work: () => A): Result.Result<A, JournalUnwritable> =>
+  Result.try({
     try: work,
     catch: (error) => new JournalUnwritable({ reason: error instanceof Error ? error.message : String(error) })
   })
@@ -97,15 +98,16 @@ const make = (left: ReadonlyArray<Row>, disk: Disk): SessionJournal["Service"] =
   const catchUp = (since: number) =>
     Effect.gen(function* () {
       if ((yield* Seconds.monotonic) < since + retryAfter) return
-      yield* onDisk(() => disk.rewrite(rows.values()))
+      yield* Effect.fromResult(onDisk(() => disk.rewrite(rows.values())))
       behindSince = undefined
       yield* Effect.logInfo("journal written again")
     }).pipe(Effect.catch(() => fallBehind))
 
-  const writeOn = (change: () => void) =>
-    behindSince === undefined
-      ? Effect.catch(onDisk(change), (failure) => Effect.andThen(inMemoryOnly(failure), fallBehind))
-      : catchUp(behindSince)
+  const writeOn = (change: () => void) => {
+    if (behindSince !== undefined) return catchUp(behindSince)
+    const written = onDisk(change)
+    return Result.isSuccess(written) ? Effect.void : Effect.andThen(inMemoryOnly(written.failure), fallBehind)
+  }
 
   return {
     rows: Effect.sync(() => Array.from(rows.values())),
@@ -242,7 +244,7 @@ export const layerFile = (file: string): Layer.Layer<SessionJournal> =>
         catch: () => new JournalUnwritable({ reason: "this Node has no SQLite" })
       })
       const opened = yield* Effect.acquireRelease(
-        onDisk(() => openOrReplace(sqlite, file)),
+        Effect.suspend(() => Effect.fromResult(onDisk(() => openOrReplace(sqlite, file)))),
         ({ db }) => Effect.sync(() => db.close())
       )
       if (opened.setAsideFor !== undefined) {

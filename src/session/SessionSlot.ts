@@ -29,11 +29,11 @@ export const make = Effect.fnUntraced(function* (capacity: number) {
   const slots = yield* Semaphore.make(capacity)
   const release = slots.release(1)
   return SessionSlot.of({
-    take: Effect.gen(function* () {
-      const scope = yield* Effect.scope
-      if (!(yield* slots.takeIfAvailable(1))) return yield* new SlotOccupied({ capacity })
-      yield* Scope.addFinalizer(scope, release)
-    }).pipe(Effect.uninterruptible)
+    take: Effect.flatMap(Effect.scope, (scope) =>
+      Effect.flatMap(slots.takeIfAvailable(1), (taken) =>
+        taken ? Scope.addFinalizer(scope, release) : new SlotOccupied({ capacity })
+      )
+    ).pipe(Effect.uninterruptible)
   })
 })
 

@@ -4,6 +4,7 @@
  */
 import * as Effect from "effect/Effect"
 import * as HttpRouter from "effect/http/HttpRouter"
+import * as Result from "effect/Result"
 import type * as Schema from "effect/Schema"
 import * as Refusals from "./Refusals.ts"
 import * as RequestBody from "./RequestBody.ts"
@@ -21,7 +22,11 @@ export const make = <S extends Schema.ConstraintDecoder<unknown>>(
   answer: (body: S["Type"]) => Effect.Effect<Refusals.Answer, Refusals.Refusal>
 ): JsonRoute => {
   const decode = RequestBody.decode(schema)
-  return { path, answer: (text) => Refusals.answered(Effect.flatMap(decode(text), answer), (refused) => refused) }
+  const respond = (text: string) => {
+    const body = decode(text)
+    return Result.isSuccess(body) ? answer(body.success) : Effect.fail(body.failure)
+  }
+  return { path, answer: (text) => Refusals.answered(Effect.suspend(() => respond(text)), (refused) => refused) }
 }
 
 /** Serves these routes by a router. */

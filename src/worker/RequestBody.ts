@@ -6,6 +6,7 @@ import * as Effect from "effect/Effect"
 import { MaxBodySize } from "effect/http/HttpIncomingMessage"
 import { HttpServerError, RequestParseError } from "effect/http/HttpServerError"
 import * as HttpServerRequest from "effect/http/HttpServerRequest"
+import * as Result from "effect/Result"
 import * as Schema from "effect/Schema"
 import * as SchemaIssue from "effect/SchemaIssue"
 
@@ -23,12 +24,12 @@ const withinDepth = (value: unknown, depth: number): boolean =>
 
 /** Takes a text as the schema says, if it is JSON. */
 export const decode = <S extends Schema.ConstraintDecoder<unknown>>(schema: S) => {
-  const decodeJson = Schema.decodeUnknownEffect(schema, { errors: "all" })
-  return (text: string): Effect.Effect<S["Type"], BodyRefused> => {
+  const decodeJson = Schema.decodeUnknownResult(schema, { errors: "all" })
+  return (text: string): Result.Result<S["Type"], BodyRefused> => {
     const json = jsonOf(text)
-    if (json === undefined) return Effect.fail(new BodyRefused({ message: "invalid JSON", fields: {} }))
-    if (!withinDepth(json, maxDepth)) return Effect.fail(new BodyRefused({ message: "JSON nested too deeply", fields: {} }))
-    return Effect.mapError(decodeJson(json), (error) => refuse(error.issue))
+    if (json === undefined) return Result.fail(new BodyRefused({ message: "invalid JSON", fields: {} }))
+    if (!withinDepth(json, maxDepth)) return Result.fail(new BodyRefused({ message: "JSON nested too deeply", fields: {} }))
+    return Result.mapError(decodeJson(json), (error) => refuse(error.issue))
   }
 }
 
@@ -36,7 +37,10 @@ export const decode = <S extends Schema.ConstraintDecoder<unknown>>(schema: S) =
 export const text = HttpServerRequest.HttpServerRequest.use((request) => Effect.andThen(refuseAnnounced(request), request.text))
 
 /** Reads the request's body as the schema says. The content type does not matter, as it never has on this wire. */
-export const read = <S extends Schema.ConstraintDecoder<unknown>>(schema: S) => Effect.flatMap(text, decode(schema))
+export const read = <S extends Schema.ConstraintDecoder<unknown>>(schema: S) => {
+  const decodeText = decode(schema)
+  return Effect.flatMap(text, (text) => Effect.fromResult(decodeText(text)))
+}
 
 const jsonOf = (text: string): unknown => {
   try {
