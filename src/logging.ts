@@ -1,16 +1,56 @@
 /**
  * How the log is written: one line an event, to read or as JSON.
  */
+import * as Cause from "effect/Cause"
 import * as Effect from "effect/Effect"
+import * as Formatter from "effect/Formatter"
 import { CurrentRedactedNames } from "effect/http/UrlParams"
 import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
+import * as Predicate from "effect/Predicate"
 import * as References from "effect/References"
 import { type ConfigRefused, logConfig } from "./config.ts"
 
+const plain = /^[^\s"=]*$/
+
+const quoted = (value: unknown) => {
+  if (typeof value === "number") return String(value)
+  const text = typeof value === "string" ? value : Formatter.format(value, { space: 0 })
+  return plain.test(text) ? text : JSON.stringify(text)
+}
+
+/** An event's message, and its fields: what it was annotated with, and the objects that were logged beside the message. */
+const parts = ({ fiber, message }: Logger.Options<unknown>) => {
+  const [words, ...details] = Array.isArray(message) ? message : [message]
+  const fields: Record<string, unknown> = { ...fiber.getRef(References.CurrentLogAnnotations) }
+  for (const detail of details) Object.assign(fields, Predicate.isReadonlyObject(detail) ? detail : { detail })
+  return { message: words, fields }
+}
+
+// In the form of `Logger.formatLogFmt`. That one tries every name and value against patterns, and writing a session's two lines
+// by it took a tenth of all the time of a busy worker.
+const text = Logger.make<unknown, string>((options) => {
+  const { message, fields } = parts(options)
+  let line = `timestamp=${options.date.toISOString()} level=${options.logLevel.toUpperCase()} message=${quoted(message)}`
+  for (const name in fields) line += ` ${name}=${quoted(fields[name])}`
+  return options.cause.reasons.length === 0 ? line : `${line} cause=${quoted(Cause.pretty(options.cause))}`
+})
+
+const json = Logger.make<unknown, string>((options) => {
+  const { message, fields } = parts(options)
+  const { date, logLevel, cause } = options
+  return Formatter.formatJson({
+    timestamp: date.toISOString(),
+    level: logLevel.toUpperCase(),
+    message,
+    annotations: fields,
+    ...(cause.reasons.length > 0 && { cause: Cause.pretty(cause) })
+  })
+})
+
 /** The form of a line that `LOG_FORMAT` asks for. */
 export const format: Effect.Effect<Logger.Logger<unknown, string>, ConfigRefused> = Effect.map(logConfig, ({ format }) =>
-  format === "json" ? Logger.formatJson : Logger.formatLogFmt
+  format === "json" ? json : text
 )
 
 // Writing costs a busy worker more than all else about a line, so what is logged in one turn of the event loop is written at its

@@ -101,9 +101,7 @@ export const make = (options: {
         (answer) => refused("/session/end", answer)
       ),
       Effect.retry({ times: 2, schedule: Schedule.spaced("500 millis") }),
-      Effect.catch((error) =>
-        Effect.logWarning("session not ended").pipe(Effect.annotateLogs({ session_id: id, reason: error.message }))
-      ),
+      Effect.catch((error) => Effect.logWarning("session not ended", { session_id: id, reason: error.message })),
       Effect.asVoid
     )
   }

@@ -167,12 +167,12 @@ const make = Effect.fnUntraced(function* (settings: Settings) {
   const stop = Effect.fnUntraced(function* (worker: Worker, reason: string, options: { readonly reusable: boolean }) {
     if (worker.state === "stopping") return
     worker.state = "stopping"
-    yield* Effect.logInfo("worker stops").pipe(Effect.annotateLogs({ worker: worker.id, reason }))
+    yield* Effect.logInfo("worker stops", { worker: worker.id, reason })
     yield* Effect.gen(function* () {
       if (worker.scope !== undefined) yield* Scope.close(worker.scope, Exit.void)
       forget(worker)
       if (options.reusable && workers.size + cold.length < parameters.cold_workers) cold.push(worker.id)
-      yield* Effect.logInfo("worker stopped").pipe(Effect.annotateLogs({ worker: worker.id }))
+      yield* Effect.logInfo("worker stopped", { worker: worker.id })
       yield* changed.open
     }).pipe(Effect.forkIn(scope))
   })
@@ -207,7 +207,7 @@ const make = Effect.fnUntraced(function* (settings: Settings) {
     const workerScope = yield* Scope.make()
     const worker = yield* add(id, workerScope)
     workersStarted += 1
-    yield* Effect.logInfo("worker starts").pipe(Effect.annotateLogs({ worker: id }))
+    yield* Effect.logInfo("worker starts", { worker: id })
     yield* fleet.start({ id, masterToken: ownToken, reportAddress: settings.reportAddress }).pipe(
       Scope.provide(workerScope),
       Effect.flatten,
@@ -344,7 +344,7 @@ const make = Effect.fnUntraced(function* (settings: Settings) {
       let worker = workers.get(report.id)
       if (worker === undefined) {
         worker = yield* add(report.id, undefined)
-        yield* Effect.logInfo("worker joins").pipe(Effect.annotateLogs({ worker: report.id, url: report.url }))
+        yield* Effect.logInfo("worker joins", { worker: report.id, url: report.url })
       }
       const now = yield* Seconds.monotonic
       if (worker.state === "loading" || loadOf(worker) > 0) worker.idleSince = now
@@ -355,7 +355,7 @@ const make = Effect.fnUntraced(function* (settings: Settings) {
         worker.state = "ready"
         worker.loadedAtEpoch = yield* Seconds.epoch
         failures = 0
-        yield* Effect.logInfo("worker ready").pipe(Effect.annotateLogs({ worker: worker.id, url: report.url }))
+        yield* Effect.logInfo("worker ready", { worker: worker.id, url: report.url })
       }
       yield* changed.open
     }),
@@ -369,7 +369,7 @@ const make = Effect.fnUntraced(function* (settings: Settings) {
           if (status === "Rejected") request.worker = undefined
           else requests.delete(request_idx)
         }
-        yield* Effect.logInfo("request done").pipe(Effect.annotateLogs({ request_idx, status, worker: workerId }))
+        yield* Effect.logInfo("request done", { request_idx, status, worker: workerId })
       }
       yield* changed.open
     }),

@@ -87,7 +87,7 @@ const make = Effect.fnUntraced(function* (options: { readonly tls: boolean }) {
           detached: true
         })
       )
-      yield* Effect.logInfo("worker process").pipe(Effect.annotateLogs({ worker: assignment.id, pid: handle.pid }))
+      yield* Effect.logInfo("worker process", { worker: assignment.id, pid: handle.pid })
       yield* handle.all.pipe(
         Stream.decodeText(),
         Stream.splitLines,

@@ -78,8 +78,8 @@ export const reject = (book: LoadBook, work: Work): void => {
  * What the autoscaler is to be told of work that has ended at `now` (epoch seconds, 0 where it never began). Without a
  * `request_idx` of its own the autoscaler never knew of the work, so there is nothing for it to forget.
  */
-export const deletion = (work: Omit<Work, "workload">, status: RequestStatus, now: number): DeletedRequest | undefined => {
-  if (work.requestIdx === undefined || work.kind === "request in session") return
+export const deletion = (work: Omit<Work, "workload">, status: RequestStatus, now: number): DeletedRequest | null => {
+  if (work.requestIdx === undefined || work.kind === "request in session") return null
   return {
     request_idx: work.requestIdx,
     // A client that went away got what it wanted: the platform counts a cancelled request as a success.

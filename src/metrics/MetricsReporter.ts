@@ -148,13 +148,13 @@ const make = Effect.fnUntraced(function* (identity: ReportIdentity, transport: T
     })
 
   const giveUp = Effect.fnUntraced(function* (deletions: ReadonlyArray<LoadBook.Deletion>) {
-    yield* Effect.logError("deletions given up: too many wait").pipe(Effect.annotateLogs({ oldest: deletions.length }))
+    yield* Effect.logError("deletions given up: too many wait", { oldest: deletions.length })
     yield* Effect.forEach(deletions, ({ told }) => told, { discard: true })
   })
 
   const forgetRequest = (work: LoadBook.Work, status: RequestStatus, now: number) => {
     const request = LoadBook.deletion(work, status, now)
-    return request === undefined ? Effect.void : forget({ request, told: Effect.void })
+    return request === null ? Effect.void : forget({ request, told: Effect.void })
   }
 
   const finish = (work: LoadBook.Work, status: ReturnType<typeof outcome>) => {

@@ -32,7 +32,7 @@ const Known = Schema.Struct({
   reqnum: Schema.optionalKey(Schema.Int),
   request_idx: Schema.optionalKey(Schema.Int)
 })
-const checkKnown = Schema.decodeUnknownResult(Known, { errors: "all" })
+const checkKnown = Schema.decodeUnknownResult(Known)
 
 /**
  * The object as it travels. Only `url` is always there: a debug client (`VAST_DEBUG_WORKER_URL`) sends little else, and a
@@ -41,7 +41,9 @@ const checkKnown = Schema.decodeUnknownResult(Known, { errors: "all" })
  */
 export type AuthData = typeof Known.Type & Schema.JsonObject
 export const AuthData = Schema.declare((value): value is AuthData => isJsonObject(value), { expected: "an object" }).check(
-  Schema.makeFilter((auth) => Result.match(checkKnown(auth), { onFailure: ({ issue }) => issue, onSuccess: () => undefined }))
+  Schema.makeFilter((auth, _ast, options) =>
+    Result.match(checkKnown(auth, options), { onFailure: ({ issue }) => issue, onSuccess: () => undefined })
+  )
 )
 
 /** The workload of a request whose `auth_data` does not say: the SDK's own default. */

@@ -138,8 +138,8 @@ const make = Effect.gen(function* () {
           onSuccess: (status) =>
             status < 400
               ? Effect.logInfo("on_close delivered")
-              : Effect.logWarning("on_close refused by its receiver").pipe(Effect.annotateLogs({ status })),
-          onFailure: ({ reason }) => Effect.logError("on_close lost").pipe(Effect.annotateLogs({ reason }))
+              : Effect.logWarning("on_close refused by its receiver", { status }),
+          onFailure: ({ reason }) => Effect.logError("on_close lost", { reason })
         }),
         Effect.andThen(settled),
         Effect.onInterrupt(() => Effect.logError("on_close not answered before the worker stopped")),

@@ -66,6 +66,8 @@ export class Sessions extends Context.Service<
   }
 >()("null-pyworker/Sessions") {}
 
+type Mutable<A> = { -readonly [K in keyof A]: A[K] }
+
 /** What is behind an open session: its scope, and its deadline on the monotonic clock, which no clock step can move. */
 interface Held extends Session {
   readonly scope: Scope.Closeable
@@ -81,22 +83,23 @@ const make = Effect.gen(function* () {
   const onClose = yield* OnClose
   const journal = yield* SessionJournal
   const open = new Map<string, Held>()
-  const owed = new Map<string, Debts>()
   let stopping = false
 
   const close = (session: Session, reason: CloseReason) =>
-    Effect.suspend(() => {
-      const held = open.get(session.id)
-      if (held === undefined) return Effect.succeed(false)
-      open.delete(session.id)
-      return Effect.as(release(held, reason), true)
-    }).pipe(Effect.uninterruptible)
+    Effect.uninterruptible(
+      Effect.suspend(() => {
+        const held = open.get(session.id)
+        if (held === undefined) return Effect.succeed(false)
+        open.delete(session.id)
+        return Effect.as(release(held, reason), true)
+      })
+    )
 
   const release = Effect.fnUntraced(function* ({ ended, id, openedAt, scope }: Held, reason: CloseReason) {
     yield* Deferred.succeed(ended, undefined)
     yield* Scope.close(scope, Exit.void)
     const held_seconds = round((yield* Seconds.monotonic) - openedAt)
-    yield* Effect.logInfo("session closed").pipe(Effect.annotateLogs({ session_id: id, reason, held_seconds }))
+    yield* Effect.logInfo("session closed", { session_id: id, reason, held_seconds })
   })
 
   const closeAll = Effect.fnUntraced(function* (reason: CloseReason) {
@@ -115,99 +118,81 @@ const make = Effect.gen(function* () {
         : Effect.void
     )
 
-  const owe = (id: string, debts: Debts) =>
-    Effect.suspend(() => {
-      if (debts.callback === null && debts.deletion === null) {
-        owed.delete(id)
-        return journal.remove(id)
-      }
-      owed.set(id, debts)
-      return journal.put({ id, entry: debts, expiration: 0 })
-    })
+  /** Has the journal keep what others are owed of a session that is over, and sees to it that they get it. */
+  const owe = (id: string, debts: Debts) => Effect.andThen(keep(id, debts), pay(id, { ...debts }))
 
-  const settle = (id: string, debt: "callback" | "deletion") =>
-    Effect.suspend(() => {
-      const debts = owed.get(id)
-      return debts === undefined ? Effect.void : owe(id, { ...debts, [debt]: null })
-    })
+  const keep = (id: string, debts: Debts) =>
+    debts.callback === null && debts.deletion === null ? journal.remove(id) : journal.put({ id, entry: debts, expiration: 0 })
 
-  const pay = Effect.fnUntraced(function* (id: string, { callback, deletion }: Debts) {
-    if (deletion !== null) yield* reporter.forget(deletion, settle(id, "deletion"))
-    if (callback !== null) yield* onClose.deliver({ sessionId: id, ...callback }, settle(id, "callback"))
-  })
+  const pay = (id: string, debts: Mutable<Debts>) => {
+    const settle = (debt: "callback" | "deletion") =>
+      Effect.suspend(() => {
+        debts[debt] = null
+        return keep(id, { ...debts })
+      })
+    const { callback, deletion } = debts
+    const forgotten = deletion === null ? Effect.void : reporter.forget(deletion, settle("deletion"))
+    if (callback === null) return forgotten
+    return Effect.andThen(forgotten, onClose.deliver({ sessionId: id, ...callback }, settle("callback")))
+  }
 
   /** The end of a session, as the journal has it from now on, whatever becomes of this process. */
-  const end = Effect.fnUntraced(function* (session: Session) {
-    const route = session.reservation.on_close_route
-    const times = { enteredQueueAt: session.createdAt, startedAt: session.createdAt }
-    const debts: Debts = {
-      _tag: "owed",
-      callback: route === null ? null : { route, payload: session.reservation.on_close_payload },
-      deletion: LoadBook.deletion({ ...asWork(session.auth), ...times }, "Success", yield* Seconds.epoch) ?? null
-    }
-    yield* owe(session.id, debts)
-    yield* pay(session.id, debts)
-  })
+  const end = ({ auth, createdAt, id, reservation }: Session) =>
+    Effect.flatMap(Seconds.epoch, (now) => {
+      const route = reservation.on_close_route
+      const times = { enteredQueueAt: createdAt, startedAt: createdAt }
+      return owe(id, {
+        _tag: "owed",
+        callback: route === null ? null : { route, payload: reservation.on_close_payload },
+        deletion: LoadBook.deletion({ ...asWork(auth), ...times }, "Success", now)
+      })
+    })
 
   const refuse = Effect.fnUntraced(function* (auth: AuthData.AuthData) {
     yield* reporter.reject(asWork(auth))
     const times = { enteredQueueAt: yield* Seconds.epoch, startedAt: 0 }
     const deletion = LoadBook.deletion({ ...asWork(auth), ...times }, "Rejected", 0)
-    if (deletion === undefined) return
-    const [id, debts]: [string, Debts] = [newId(), { _tag: "owed", callback: null, deletion }]
-    yield* owe(id, debts)
-    yield* pay(id, debts)
+    if (deletion !== null) yield* owe(newId(), { _tag: "owed", callback: null, deletion })
   })
 
-  /** Holds a session for `left` seconds. */
-  const hold = Effect.fnUntraced(function* (scope: Scope.Closeable, session: Session, left: number) {
+  /** Holds a session for `left` seconds from `since`, which is on the monotonic clock. */
+  const acquire = (session: Session, since: number, left: number) =>
+    Effect.suspend(() => {
+      const scope = Scope.makeUnsafe()
+      const held: Held = { ...session, scope, openedAt: since, deadline: since + left, ended: Deferred.makeUnsafe() }
+      return Effect.onError(Scope.provide(hold(held), scope), (cause) => Scope.close(scope, Exit.failCause(cause)))
+    })
+
+  const hold = Effect.fnUntraced(function* (held: Held) {
+    const { auth, createdAt, expiration, id, reservation, scope } = held
     yield* slot.take
-    yield* reporter.work(asWork(session.auth))
-    const now = yield* Seconds.monotonic
-    const held: Held = {
-      ...session,
-      scope,
-      openedAt: now,
-      ended: Deferred.makeUnsafe<void>(),
-      deadline: now + left
-    }
+    yield* reporter.work(asWork(auth))
     yield* Scope.addFinalizer(scope, end(held))
-    const { auth, createdAt, expiration, id, reservation } = session
     yield* journal.put({ id, entry: { _tag: "open", auth, reservation, createdAt }, expiration })
     open.set(id, held)
     yield* Effect.forkIn(live(held), scope, { startImmediately: true })
     return held
   })
 
-  const acquire = Effect.fnUntraced(function* (session: Session, left: number) {
-    const scope = Scope.makeUnsafe()
-    return yield* hold(scope, session, left).pipe(
-      Scope.provide(scope),
-      Effect.onError((cause) => Scope.close(scope, Exit.failCause(cause)))
-    )
-  }, Effect.uninterruptible)
-
   // What an earlier process left: it goes on as if that had not gone. A session whose life ran out meanwhile ends at once.
   const restore = Effect.gen(function* () {
-    const now = yield* Seconds.epoch
+    const now = yield* Seconds.now
     const rows = yield* journal.rows
     const debts = rows.flatMap(({ entry, id }) => (entry._tag === "owed" ? [{ id, entry }] : []))
-    for (const { entry, id } of debts.sort((a, b) => endOf(a.entry) - endOf(b.entry))) {
-      owed.set(id, entry)
-      yield* pay(id, entry)
-    }
+    for (const { entry, id } of debts.sort((a, b) => endOf(a.entry) - endOf(b.entry))) yield* pay(id, { ...entry })
     for (const { entry, expiration, id } of rows) {
       if (entry._tag === "owed") continue
       // Whatever the clock did meanwhile, nobody gets more than a lifetime.
       const { auth, createdAt, reservation } = entry
-      const left = Math.min(Math.max(expiration - now, 0), reservation.lifetime)
-      const session: Session = { id, auth, reservation, createdAt, expiration: now + left }
-      const restored = yield* Effect.exit(acquire(session, left))
+      const left = Math.min(Math.max(expiration - now.epoch, 0), reservation.lifetime)
+      const session: Session = { id, auth, reservation, createdAt, expiration: now.epoch + left }
+      const restored = yield* Effect.uninterruptible(Effect.exit(acquire(session, now.monotonic, left)))
       // There is less room than there was.
       if (Exit.isFailure(restored)) yield* end(session)
-      yield* Effect.logInfo(Exit.isSuccess(restored) ? "session restored" : "session not restored").pipe(
-        Effect.annotateLogs({ session_id: id, left_seconds: round(left) })
-      )
+      yield* Effect.logInfo(Exit.isSuccess(restored) ? "session restored" : "session not restored", {
+        session_id: id,
+        left_seconds: round(left)
+      })
     }
   })
 
@@ -221,13 +206,11 @@ const make = Effect.gen(function* () {
   return Sessions.of({
     open: Effect.fnUntraced(function* (auth, reservation) {
       if (stopping) return yield* new WorkerStopping()
-      const createdAt = yield* Seconds.epoch
+      const now = yield* Seconds.now
       const { lifetime } = reservation
-      const asked: Session = { id: newId(), auth, reservation, createdAt, expiration: createdAt + lifetime }
-      const session = yield* Effect.tapErrorTag(acquire(asked, lifetime), "SlotOccupied", () => refuse(auth))
-      yield* Effect.logInfo("session opened").pipe(
-        Effect.annotateLogs({ session_id: session.id, lifetime, request_idx: auth.request_idx })
-      )
+      const asked: Session = { id: newId(), auth, reservation, createdAt: now.epoch, expiration: now.epoch + lifetime }
+      const session = yield* Effect.tapErrorTag(acquire(asked, now.monotonic, lifetime), "SlotOccupied", () => refuse(auth))
+      yield* Effect.logInfo("session opened", { session_id: session.id, lifetime, request_idx: auth.request_idx })
       return session
     }, Effect.uninterruptible),
     find: (id, auth) =>

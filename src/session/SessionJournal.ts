@@ -78,9 +78,7 @@ const onDisk = <A>(work: () => A): Result.Result<A, JournalUnwritable> =>
   })
 
 const inMemoryOnly = ({ reason }: { readonly reason: string }) =>
-  Effect.logError("journal not written: sessions are kept in memory only, and are lost with the process").pipe(
-    Effect.annotateLogs({ reason })
-  )
+  Effect.logError("journal not written: sessions are kept in memory only, and are lost with the process", { reason })
 
 const nowhere: Disk = { put: () => {}, extend: () => {}, remove: () => {}, rewrite: () => {} }
 
@@ -248,10 +246,10 @@ export const layerFile = (file: string): Layer.Layer<SessionJournal> =>
         ({ db }) => Effect.sync(() => db.close())
       )
       if (opened.setAsideFor !== undefined) {
-        yield* Effect.logWarning("journal set aside").pipe(Effect.annotateLogs({ reason: opened.setAsideFor }))
+        yield* Effect.logWarning("journal set aside", { reason: opened.setAsideFor })
       }
       if (opened.left.length > 0) {
-        yield* Effect.logInfo("journal read").pipe(Effect.annotateLogs({ entries: opened.left.length }))
+        yield* Effect.logInfo("journal read", { entries: opened.left.length })
       }
       return make(opened.left, diskOf(opened.db))
     }).pipe(

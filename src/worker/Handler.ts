@@ -204,8 +204,6 @@ const workloadOf =
     if (workload === undefined) return Effect.succeed(defaultCost)
     return Effect.try(() => workload(payload)).pipe(
       Effect.filterOrFail(isWorkload),
-      Effect.catch(() =>
-        Effect.as(Effect.logWarning("workload fell back to the default").pipe(Effect.annotateLogs({ route })), defaultCost)
-      )
+      Effect.catch(() => Effect.as(Effect.logWarning("workload fell back to the default", { route }), defaultCost))
     )
   }

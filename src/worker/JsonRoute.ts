@@ -26,7 +26,14 @@ export const make = <S extends Schema.ConstraintDecoder<unknown>>(
     const body = decode(text)
     return Result.isSuccess(body) ? answer(body.success) : Effect.fail(body.failure)
   }
-  return { path, answer: (text) => Refusals.answered(Effect.suspend(() => respond(text)), (refused) => refused) }
+  return {
+    path,
+    answer: (text) =>
+      Refusals.answered(
+        Effect.suspend(() => respond(text)),
+        (refused) => refused
+      )
+  }
 }
 
 /** Serves these routes by a router. */

@@ -49,7 +49,7 @@ const tellWithin = "8 seconds"
 // The process stays, so that the reason stays with the autoscaler until somebody acts on it.
 const failed = ({ message }: { readonly message: string }) =>
   Effect.andThen(
-    Effect.logError("worker failed to launch").pipe(Effect.annotateLogs({ reason: message })),
+    Effect.logError("worker failed to launch", { reason: message }),
     reportFailure(message, () => Effect.never)
   )
 

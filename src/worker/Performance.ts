@@ -69,7 +69,7 @@ export const layerBenchmark = <P, E, R>(
         const figures = yield* Effect.replicateEffect(once, runs)
         const best = Math.max(...figures)
         if (best <= 0) return yield* new BenchmarkFailed({ reason: "No successful responses from benchmark" })
-        yield* Effect.logInfo("benchmark").pipe(Effect.annotateLogs({ max_perf: best, runs, concurrency }))
+        yield* Effect.logInfo("benchmark", { max_perf: best, runs, concurrency })
         yield* files
           .writeFileString(file, String(best))
           .pipe(Effect.catch((error) => Effect.logWarning("benchmark not kept", error.message)))

@@ -1,10 +1,12 @@
 /**
  * The one place where errors become HTTP answers: a status, and JSON that says what was wrong (wire sections 3 to 5).
  */
+import * as Cause from "effect/Cause"
 import * as Effect from "effect/Effect"
 import * as HttpRouter from "effect/http/HttpRouter"
 import type { HttpServerError } from "effect/http/HttpServerError"
 import * as HttpServerResponse from "effect/http/HttpServerResponse"
+import * as Result from "effect/Result"
 import * as Schema from "effect/Schema"
 import type { SessionAuthRefused, SessionUnknown, WorkerStopping } from "../session/Session.ts"
 import type { SlotOccupied } from "../session/SessionSlot.ts"
@@ -76,18 +78,23 @@ const answers: { readonly [T in Refusal["_tag"]]: (refusal: Extract<Refusal, { r
 const answerTo = <T extends Refusal["_tag"]>(refusal: Extract<Refusal, { readonly _tag: T }>): Answer =>
   answers[refusal._tag as T](refusal)
 
-const isRefusal = <E>(error: E | Refusal): error is Refusal =>
-  typeof error === "object" && error !== null && "_tag" in error && Object.hasOwn(answers, String(error._tag))
+const isRefusal = <E>(error: E | Refusal): error is Refusal => Object.hasOwn(answers, (error as Refusal)._tag)
 
 /** Answers every refusal, and 500 for what nobody foresaw, in the form that the answers have otherwise. */
 export const answered = <A, E, R>(
   answer: Effect.Effect<A, E | Refusal, R>,
   form: (answer: Answer) => A
 ): Effect.Effect<A, Exclude<E, Refusal>, R> =>
-  answer.pipe(
-    Effect.catchIf(isRefusal, (refusal) => Effect.succeed(form(answerTo(refusal)))),
-    Effect.catchDefect((defect) => Effect.as(Effect.logError("request crashed", defect), form(error(500, "internal error"))))
-  )
+  Effect.catchCause(answer, (cause): Effect.Effect<A, Exclude<E, Refusal>> => {
+    const failure = Cause.findError(cause)
+    if (Result.isSuccess(failure)) {
+      return isRefusal(failure.success)
+        ? Effect.succeed(form(answerTo(failure.success)))
+        : Effect.fail(failure.success as Exclude<E, Refusal>)
+    }
+    if (!Cause.hasDies(cause)) return Effect.failCause(failure.failure)
+    return Effect.as(Effect.logError("request crashed", cause), form(error(500, "internal error")))
+  })
 
 /** An answer as a router sends it. */
 export const toResponse = ({ body, status }: Answer): HttpServerResponse.HttpServerResponse =>

@@ -56,7 +56,7 @@ const fetchPublicKey = Effect.fnUntraced(function* (addresses: readonly [string,
       Effect.mapError((error) => new PublicKeyUnavailable({ reason: `${address}/pubkey/: ${error.message}` }))
     )
   return yield* Effect.firstSuccessOf(addresses.map(fetchFrom)).pipe(
-    Effect.tapError(({ reason }) => Effect.logWarning("public key not fetched").pipe(Effect.annotateLogs({ reason }))),
+    Effect.tapError(({ reason }) => Effect.logWarning("public key not fetched", { reason })),
     Effect.retry({ times: fetchRetries, schedule: Schedule.exponential("1 second") })
   )
 })
@@ -97,9 +97,11 @@ const make = Effect.gen(function* () {
     verify: (auth) =>
       check(auth).pipe(
         Effect.catch((refusal) =>
-          Effect.logWarning("signature refused, but let through").pipe(
-            Effect.annotateLogs({ check: refusal.check, request_idx: auth.request_idx, so_far: ++passed })
-          )
+          Effect.logWarning("signature refused, but let through", {
+            check: refusal.check,
+            request_idx: auth.request_idx,
+            so_far: ++passed
+          })
         )
       ),
     ready: Effect.void

@@ -40,7 +40,7 @@ export const watch = Effect.gen(function* () {
   const started = yield* Deferred.make<void>()
 
   const firstHealthy = probe.check.pipe(
-    Effect.tapError(({ reason }) => Effect.logInfo("waiting for the consumer").pipe(Effect.annotateLogs({ reason }))),
+    Effect.tapError(({ reason }) => Effect.logInfo("waiting for the consumer", { reason })),
     Effect.retry(Schedule.spaced(probeEvery)),
     Effect.timeoutOrElse({
       duration: healthyWithin,
@@ -54,15 +54,13 @@ export const watch = Effect.gen(function* () {
     yield* Effect.all([auth.ready, firstHealthy], { concurrency: "unbounded", discard: true })
     const loadtime = (yield* Seconds.monotonic) - launched
     yield* reporter.ready({ loadtime, maxPerf })
-    yield* Effect.logInfo("ready").pipe(Effect.annotateLogs({ loadtime, max_perf: maxPerf }))
+    yield* Effect.logInfo("ready", { loadtime, max_perf: maxPerf })
     return yield* Effect.delay(probe.check, probeEvery).pipe(Effect.forever)
   })
 
   return yield* Effect.raceFirst(serve, readiness.watch(Effect.asVoid(Deferred.succeed(started, undefined)))).pipe(
     Effect.catchDefect((defect) => Effect.fail({ reason: `crashed: ${defect}` })),
-    Effect.catch(({ reason }) =>
-      Effect.andThen(reporter.errored(reason), Effect.logError("errored").pipe(Effect.annotateLogs({ reason })))
-    )
+    Effect.catch(({ reason }) => Effect.andThen(reporter.errored(reason), Effect.logError("errored", { reason })))
   )
 })
 

@@ -17,7 +17,7 @@ describe("LoadBook", () => {
     const book = LoadBook.empty()
     const arrived = { received: 0, cancelled: 0, rejected: 0, served: 0 }
     const truth = { received: 0, cancelled: 0, rejected: 0, served: 0 }
-    const forget = (request: DeletedRequest | undefined) => request && LoadBook.forget(book, { request, told: Effect.void })
+    const forget = (request: DeletedRequest | null) => request && LoadBook.forget(book, { request, told: Effect.void })
     const open: Array<LoadBook.Work> = []
     const expected: Array<[number, string]> = []
     let idx = 0
@@ -101,7 +101,7 @@ describe("LoadBook", () => {
 
   it("has nothing for the autoscaler to forget where there is no request_idx", () => {
     const work = { requestIdx: undefined, enteredQueueAt: 0, startedAt: 0 }
-    assert.isUndefined(LoadBook.deletion({ ...work, kind: "session" }, "Success", 1))
-    assert.isUndefined(LoadBook.deletion({ ...work, kind: "request in session", requestIdx: 1 }, "Success", 1))
+    assert.isNull(LoadBook.deletion({ ...work, kind: "session" }, "Success", 1))
+    assert.isNull(LoadBook.deletion({ ...work, kind: "request in session", requestIdx: 1 }, "Success", 1))
   })
 })

@@ -229,7 +229,7 @@ describe("MetricsReporter", () => {
       let broken = true
       const { reporter } = yield* reporting(() => (broken ? 500 : 200))
       const deletion = LoadBook.deletion({ kind: "session", requestIdx: 1, enteredQueueAt: 1, startedAt: 1 }, "Success", 2)
-      assert.isDefined(deletion)
+      assert.isNotNull(deletion)
       let told = 0
       yield* reporter.forget(
         deletion,

@@ -222,7 +222,7 @@ describe("the file", () => {
   const opened = <A>(file: string, use: (journal: SessionJournal.SessionJournal["Service"]) => Effect.Effect<A>) =>
     Effect.gen(function* () {
       const log: Array<string> = []
-      const logger = Logger.make(({ logLevel, message }) => void log.push(`${logLevel}: ${message}`))
+      const logger = Logger.make<unknown, void>(({ logLevel, message }) => void log.push(`${logLevel}: ${[message].flat()[0]}`))
       const result = yield* Effect.flatMap(SessionJournal.SessionJournal, use).pipe(
         Effect.provide(SessionJournal.layerFile(file)),
         Effect.provide(Logger.layer([logger]))
