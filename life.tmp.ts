@@ -20,7 +20,7 @@ const L = Session.layer.pipe(
   Layer.provideMerge(process.env.JOURNAL ? SessionJournal.layerFile(process.env.JOURNAL) : SessionJournal.layerMemory),
   Layer.provideMerge(MetricsReporter.layerIdentity(identity).pipe(Layer.provide(client)))
 )
-const auth = (i: number) => ({ cost: 100, endpoint: "bench", signature: "unsigned".repeat(process.env.LONG?40:1), url: "http://127.0.0.1:3000", reqnum: i, request_idx: i })
+const auth = (i: number) => ({ cost: 100, endpoint: "bench", signature: "unsigned".repeat(process.env.LONG?40:1), url: "http://127.0.0.1:3000", reqnum: i, ...(process.env.NOIDX ? {} : { request_idx: i }) })
 const res = { lifetime: 3600, on_close_route: null, on_close_payload: null }
 const main = Effect.gen(function*() {
   const s = yield* Session.Sessions

@@ -7,7 +7,6 @@ import * as Fs from "node:fs"
 import { cpus, loadavg, release, totalmem } from "node:os"
 import { parseArgs } from "node:util"
 import { install } from "./install.ts"
-import { startLoad } from "./load.ts"
 import { type Bench, idle, manyOpen, memoryUsed, punctuality, starting, throughput } from "./rows.ts"
 import { peer, theirs } from "./subjects.ts"
 import { data, markdown, type Row, spreadOf } from "./table.ts"
@@ -60,21 +59,16 @@ for (const [name, value] of Object.entries(about)) console.log(`- ${name}: ${val
 console.log(`- figures: ${spreadOf}\n`)
 if (theirs.notRun !== undefined) console.log(`The original is not run: ${theirs.notRun}.\n`)
 
-const load = startLoad()
 const found = []
-try {
-  for (const [number, measure] of chosen) {
-    try {
-      const row = await measure({ load, quick, random: randomFrom(seed) })
-      console.log(markdown(number, row))
-      found.push(data(number, row))
-    } catch (error) {
-      console.log(`### ${number}. failed\n`)
-      console.error(error)
-      process.exitCode = 1
-    }
+for (const [number, measure] of chosen) {
+  try {
+    const row = await measure({ quick, random: randomFrom(seed) })
+    console.log(markdown(number, row))
+    found.push(data(number, row))
+  } catch (error) {
+    console.log(`### ${number}. failed\n`)
+    console.error(error)
+    process.exitCode = 1
   }
-} finally {
-  load.stop()
 }
 if (json !== undefined) Fs.writeFileSync(json, JSON.stringify({ about, rows: found }, null, 2))

@@ -4,13 +4,12 @@
  */
 import { setTimeout as sleep } from "node:timers/promises"
 import { post } from "../e2e/harness.ts"
-import type { Load } from "./load.ts"
+import { load } from "./load.ts"
 import { cpuSeconds, dropPageCache, memory } from "./process.ts"
 import { bare, ours, oursFull, oursSigned, type Running, type Subject, start, theirs } from "./subjects.ts"
 import { atLeast, atMost, figures, quantile, type Row } from "./table.ts"
 
 export interface Bench {
-  readonly load: Load
   readonly quick: boolean
   /** From 0 to 1, the same in every run. */
   readonly random: () => number
@@ -62,7 +61,7 @@ export const starting = async ({ quick }: Bench): Promise<Row> => {
   }
 }
 
-export const memoryUsed = async ({ load, quick }: Bench): Promise<Row> => {
+export const memoryUsed = async ({ quick }: Bench): Promise<Row> => {
   const subjects = [ours, oursFull, theirs, bare]
   const { add, lines, median, notRun } = figures(subjects)
   const [few, manySessions] = [10_000, quick ? 20_000 : 1_000_000]
@@ -81,7 +80,7 @@ export const memoryUsed = async ({ load, quick }: Bench): Promise<Row> => {
     look(running, "idle")
     let done = 0
     for (const sessions of round === 0 && patient.includes(subject) ? [few, manySessions] : [few]) {
-      await load.run({ work: "cycle", connections: 16, count: sessions - done, port, auth })
+      await load({ work: "cycle", connections: 16, count: sessions - done, port, auth })
       done = sessions
       await sleep(quick ? 1000 : 5000)
       look(running, after(sessions))
@@ -127,7 +126,7 @@ export const idle = async ({ quick }: Bench): Promise<Row> => {
   }
 }
 
-export const throughput = async ({ load, quick }: Bench): Promise<Row> => {
+export const throughput = async ({ quick }: Bench): Promise<Row> => {
   const subjects = [ours, oursSigned, oursFull, theirs, bare]
   const { add, lines, median } = figures(subjects)
   const seconds = quick ? 0.5 : 2
@@ -139,10 +138,10 @@ export const throughput = async ({ load, quick }: Bench): Promise<Row> => {
     await using running = await start(subject, { maxSessions: 256 })
     const { auth, pid, port } = running
     // The same work for all, and enough of it to have been compiled.
-    await load.run({ work: "cycle", connections: 16, count: quick ? 1000 : 15_000, port, auth })
+    await load({ work: "cycle", connections: 16, count: quick ? 1000 : 15_000, port, auth })
     for (const connections of [1, 16, 256]) {
       const before = cpuSeconds(pid)
-      const done = await load.run({ work: "cycle", connections, seconds, port, auth })
+      const done = await load({ work: "cycle", connections, seconds, port, auth })
       add(cycles(connections), "cycles/s", subject, done.count / done.seconds)
       const latencies = Object.values(done.latencies).flatMap((list) => Array.from(list))
       for (const share of [50, 99, 99.9]) add(latency(connections, share), "ms", subject, quantile(latencies, share / 100))
@@ -150,7 +149,7 @@ export const throughput = async ({ load, quick }: Bench): Promise<Row> => {
       busy.push(done.busy)
     }
     for (const work of ["health", "ping"] as const) {
-      const done = await load.run({ work, connections: 16, seconds, port, auth })
+      const done = await load({ work, connections: 16, seconds, port, auth })
       add(`${on(16)}: ${work}`, "requests/s", subject, done.count / done.seconds)
       busy.push(done.busy)
     }
@@ -190,7 +189,7 @@ const end = async (running: Running, { session_auth, session_id }: Awaited<Retur
 /** Seconds between two looks of the original for what has expired. */
 const sweep = 5
 
-export const punctuality = async ({ load, quick, random }: Bench): Promise<Row> => {
+export const punctuality = async ({ quick, random }: Bench): Promise<Row> => {
   const subjects = [ours, oursFull, theirs]
   const { add, lines, median, quantile } = figures(subjects)
   const sessions = quick ? 40 : 100
@@ -200,7 +199,7 @@ export const punctuality = async ({ load, quick, random }: Bench): Promise<Row> 
   await interleaved(subjects, quick ? 1 : 2, async (subject) => {
     await using running = await start(subject, { maxSessions: sessions })
     // A worker that has just started is slow at everything for the first time.
-    await load.run({ work: "cycle", connections: 4, count: 500, port: running.port, auth: running.auth })
+    await load({ work: "cycle", connections: 4, count: 500, port: running.port, auth: running.auth })
     const ended = new Map<number, number>()
     running.autoscaler.hear(({ body, path }) => {
       if (path !== "/delete_requests/") return
@@ -226,7 +225,7 @@ export const punctuality = async ({ load, quick, random }: Bench): Promise<Row> 
 
   await together(subjects, async (running) => {
     const { autoscaler, subject } = running
-    await load.run({ work: "cycle", connections: 1, count: 500, port: running.port, auth: running.auth })
+    await load({ work: "cycle", connections: 1, count: 500, port: running.port, auth: running.auth })
     for (let trial = 0; trial < (quick ? 2 : 25); trial++) {
       // Later than the spacing of reports, and in no step with anybody's ticks.
       const pause = () => sleep(1600 + random() * 1000)
@@ -257,7 +256,7 @@ export const punctuality = async ({ load, quick, random }: Bench): Promise<Row> 
   }
 }
 
-export const manyOpen = async ({ load, quick }: Bench): Promise<Row> => {
+export const manyOpen = async ({ quick }: Bench): Promise<Row> => {
   const subjects = [ours, oursFull, theirs, bare]
   const { add, lines } = figures(subjects)
   const sizes = quick ? [1, 1000] : [1, 1000, 100_000]
@@ -270,30 +269,29 @@ export const manyOpen = async ({ load, quick }: Bench): Promise<Row> => {
   }
   for (const { auth, port } of running.values()) {
     for (const work of ["cycle", "ping", "probe"] as const) {
-      await load.run({ work, connections: 1, count: 10 * requests, port, auth })
+      await load({ work, connections: 1, count: 10 * requests, port, auth })
     }
   }
 
   let opened = 0
   for (const size of sizes) {
     const named = (what: string) => `${size.toLocaleString("en-US")} open: ${what}`
-    for (const { auth, port } of running.values())
-      await load.run({ work: "open", connections: 16, count: size - opened, port, auth })
+    for (const { auth, port } of running.values()) await load({ work: "open", connections: 16, count: size - opened, port, auth })
     opened = size
     await sleep(quick ? 1000 : 3000)
     await interleaved(subjects, quick ? 1 : 3, async (subject, round) => {
       const target = running.get(subject)
       if (target === undefined) return
       const { auth, autoscaler, pid, port } = target
-      const cycles = await load.run({ work: "cycle", connections: 1, count: requests, port, auth })
+      const cycles = await load({ work: "cycle", connections: 1, count: requests, port, auth })
       add(named("create"), "ms", subject, ...(cycles.latencies["/session/create"] ?? []))
-      const pings = await load.run({ work: "ping", connections: 1, count: requests, port, auth })
+      const pings = await load({ work: "ping", connections: 1, count: requests, port, auth })
       add(named("ping"), "ms", subject, ...(pings.latencies["/ping"] ?? []))
       add(named("RSS"), "MiB", subject, memory(pid).rss)
       if (!subject.reports) return
       // The event loop does nothing else while it makes a report, so what it is asked meanwhile waits.
       const probe = async (when: string) => {
-        const { latencies } = await load.run({ work: "probe", connections: 1, seconds: 1.5, pace: 1, port, auth })
+        const { latencies } = await load({ work: "probe", connections: 1, seconds: 1.5, pace: 1, port, auth })
         add(named(`longest wait ${when}`), "ms", subject, Math.max(...(latencies["/session/health"] ?? [])))
       }
       await sleep(1500)
