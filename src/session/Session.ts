@@ -66,8 +66,6 @@ export class Sessions extends Context.Service<
   }
 >()("null-pyworker/Sessions") {}
 
-type Mutable<A> = { -readonly [K in keyof A]: A[K] }
-
 /** What is behind an open session: its scope, and its deadline on the monotonic clock, which no clock step can move. */
 interface Held extends Session {
   readonly scope: Scope.Closeable
@@ -82,15 +80,15 @@ const make = Effect.gen(function* () {
   const reporter = yield* MetricsReporter
   const onClose = yield* OnClose
   const journal = yield* SessionJournal
-  const open = new Map<string, Held>()
+  const open: Record<string, Held> = Object.create(null) // no Map: see SessionJournal
   let stopping = false
 
   const close = (session: Session, reason: CloseReason) =>
     Effect.uninterruptible(
       Effect.suspend(() => {
-        const held = open.get(session.id)
+        const held = open[session.id]
         if (held === undefined) return Effect.succeed(false)
-        open.delete(session.id)
+        delete open[session.id]
         return Effect.as(release(held, reason), true)
       })
     )
@@ -103,7 +101,7 @@ const make = Effect.gen(function* () {
   })
 
   const closeAll = Effect.fnUntraced(function* (reason: CloseReason) {
-    const closed = yield* Effect.filter(Array.from(open.values()), (session) => close(session, reason))
+    const closed = yield* Effect.filter(Object.values(open), (session) => close(session, reason))
     return closed.map((session) => session.id)
   })
 
@@ -119,21 +117,23 @@ const make = Effect.gen(function* () {
     )
 
   /** Has the journal keep what others are owed of a session that is over, and sees to it that they get it. */
-  const owe = (id: string, debts: Debts) => Effect.andThen(keep(id, debts), pay(id, { ...debts }))
+  const owe = (id: string, debts: Debts) => Effect.andThen(keep(id, debts), pay(id, debts))
 
   const keep = (id: string, debts: Debts) =>
     debts.callback === null && debts.deletion === null ? journal.remove(id) : journal.put({ id, entry: debts, expiration: 0 })
 
-  const pay = (id: string, debts: Mutable<Debts>) => {
+  const pay = (id: string, { callback, deletion }: Debts): Effect.Effect<void> => {
+    if (callback === null) return deletion === null ? Effect.void : reporter.forget(deletion, journal.remove(id))
+    const deliver = (settled: Effect.Effect<void>) => onClose.deliver({ sessionId: id, ...callback }, settled)
+    if (deletion === null) return deliver(journal.remove(id))
+    // Whichever is settled first leaves the other, and the last one nothing.
+    let left: Debts = { _tag: "owed", callback, deletion }
     const settle = (debt: "callback" | "deletion") =>
       Effect.suspend(() => {
-        debts[debt] = null
-        return keep(id, { ...debts })
+        left = { ...left, [debt]: null }
+        return keep(id, left)
       })
-    const { callback, deletion } = debts
-    const forgotten = deletion === null ? Effect.void : reporter.forget(deletion, settle("deletion"))
-    if (callback === null) return forgotten
-    return Effect.andThen(forgotten, onClose.deliver({ sessionId: id, ...callback }, settle("callback")))
+    return Effect.andThen(reporter.forget(deletion, settle("deletion")), deliver(settle("callback")))
   }
 
   /** The end of a session, as the journal has it from now on, whatever becomes of this process. */
@@ -169,7 +169,7 @@ const make = Effect.gen(function* () {
     yield* reporter.work(asWork(auth))
     yield* Scope.addFinalizer(scope, end(held))
     yield* journal.put({ id, entry: { _tag: "open", auth, reservation, createdAt }, expiration })
-    open.set(id, held)
+    open[id] = held
     yield* Effect.forkIn(live(held), scope, { startImmediately: true })
     return held
   })
@@ -179,7 +179,7 @@ const make = Effect.gen(function* () {
     const now = yield* Seconds.now
     const rows = yield* journal.rows
     const debts = rows.flatMap(({ entry, id }) => (entry._tag === "owed" ? [{ id, entry }] : []))
-    for (const { entry, id } of debts.sort((a, b) => endOf(a.entry) - endOf(b.entry))) yield* pay(id, { ...entry })
+    for (const { entry, id } of debts.sort((a, b) => endOf(a.entry) - endOf(b.entry))) yield* pay(id, entry)
     for (const { entry, expiration, id } of rows) {
       if (entry._tag === "owed") continue
       // Whatever the clock did meanwhile, nobody gets more than a lifetime.
@@ -215,14 +215,14 @@ const make = Effect.gen(function* () {
     }, Effect.uninterruptible),
     find: (id, auth) =>
       Effect.suspend((): Effect.Effect<Session, SessionUnknown | SessionAuthRefused> => {
-        const session = open.get(id)
+        const session = open[id]
         if (session === undefined) return new SessionUnknown({ sessionId: id })
         const granted = auth !== null && AuthData.isSame(session.auth, auth)
         return granted ? Effect.succeed(session) : new SessionAuthRefused()
       }),
     extend: (session) =>
       Effect.flatMap(Seconds.monotonic, (now) => {
-        const held = open.get(session.id)
+        const held = open[session.id]
         const more = held === undefined ? 0 : now + held.reservation.lifetime - held.deadline
         if (held === undefined || more <= 0) return Effect.void
         held.deadline += more
@@ -231,7 +231,7 @@ const make = Effect.gen(function* () {
       }),
     ended: (session) =>
       Effect.suspend(() => {
-        const held = open.get(session.id)
+        const held = open[session.id]
         return held === undefined ? Effect.void : Deferred.await(held.ended)
       }),
     close,
