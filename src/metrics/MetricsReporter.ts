@@ -74,8 +74,7 @@ interface Transport {
 }
 
 const spacing = Duration.seconds(1)
-/** After the spacing, so that there is a report every 10 s. */
-const heartbeat = Duration.seconds(9)
+const heartbeat = Duration.seconds(10)
 /** Seconds between two reports that did not arrive, at most. */
 const longestPause = 30
 /** Deleted requests that go into one report. */
@@ -172,35 +171,39 @@ const make = Effect.fnUntraced(function* (identity: ReportIdentity, transport: T
       ? Effect.succeed(spacing)
       : Effect.map(Random.nextBetween(0.5, 1), (share) => Duration.seconds(share * Math.min(2 ** failures, longestPause)))
 
-  // Ends after one last report once the worker stops.
-  const reportWhen = Effect.fnUntraced(function* (changed: Latch.Latch, send: Effect.Effect<void, ReportFailed>) {
+  // Sends when something has changed, and every `heartbeat` when nothing has. Ends after one last report once the worker stops.
+  const reportWhen = Effect.fnUntraced(function* (
+    changed: Latch.Latch,
+    send: Effect.Effect<void, ReportFailed>,
+    heartbeat: Duration.Duration
+  ) {
+    const unlessStopping = Effect.raceFirst(stopping.await)
     // A worker that is ready within the first second says so in its first report, instead of a second after it.
     let patience = spacing
+    let earliest = 0
     let failures = 0
     while (true) {
-      yield* Effect.raceFirst(changed.await, stopping.await).pipe(Effect.timeoutOption(patience))
+      yield* changed.await.pipe(unlessStopping, Effect.timeoutOption(patience))
       patience = heartbeat
+      const early = earliest - (yield* Seconds.monotonic)
+      if (early > 0) yield* Effect.sleep(Duration.seconds(early)).pipe(unlessStopping)
       const last = Latch.isOpen(stopping)
       yield* changed.close
       failures = yield* send.pipe(
         Effect.raceFirst(stopping.await.pipe(Effect.delay(farewell), Effect.andThen(stoppedBeforeSent))),
         Effect.as(0),
         Effect.catch(({ route, reason }) =>
-          Effect.logWarning("report not delivered").pipe(
-            Effect.annotateLogs({ route, reason }),
-            Effect.andThen(changed.open),
-            Effect.as(failures + 1)
-          )
+          Effect.logWarning("report not delivered", { route, reason }).pipe(Effect.andThen(changed.open), Effect.as(failures + 1))
         )
       )
       if (last) return
-      yield* Effect.raceFirst(Effect.sleep(yield* pauseAfter(failures)), stopping.await)
+      earliest = (yield* Seconds.monotonic) + Duration.toSeconds(yield* pauseAfter(failures))
     }
   })
 
   const loops = [
-    yield* Effect.forkScoped(reportWhen(statusChanged, sendStatus)),
-    yield* Effect.forkScoped(reportWhen(deletesWaiting, sendDeletes))
+    yield* Effect.forkScoped(reportWhen(statusChanged, sendStatus, heartbeat)),
+    yield* Effect.forkScoped(reportWhen(deletesWaiting, sendDeletes, Duration.infinity))
   ]
   // Runs before the loops' own interruption: what is booked by now is still sent.
   yield* Effect.addFinalizer(() => Effect.andThen(stopping.open, Fiber.awaitAll(loops)))

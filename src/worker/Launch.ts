@@ -8,7 +8,7 @@ import * as Cause from "effect/Cause"
 import * as Console from "effect/Console"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
-import type { HttpClient } from "effect/http/HttpClient"
+import { type HttpClient, TracerDisabledWhen } from "effect/http/HttpClient"
 import type { ServeError } from "effect/http/HttpServerError"
 import * as Layer from "effect/Layer"
 import * as References from "effect/References"
@@ -77,7 +77,9 @@ export const run = <A>(worker: CompleteWorker<A>): Effect.Effect<never, ConfigRe
       )
     ),
     Effect.flatMap(([config]) => Effect.provide(launch(worker, config), Logging.layer)),
-    Effect.provide([NodeHttpClient.layerNodeHttp, NodeServices.layer, Listener.layerNode])
+    Effect.provide([NodeHttpClient.layerNodeHttpOptions({ keepAlive: true }), NodeServices.layer, Listener.layerNode]),
+    // Nobody collects spans here, and no report or callback is to have headers that the framework's own do not have.
+    Effect.provideService(TracerDisabledWhen, () => true)
   )
 
 // Being told to stop is no failure.

@@ -60,7 +60,7 @@ const grace = "1 second"
 const keepAliveTimeout = 75_000
 
 /** Milliseconds within which a request's headers, and all of it, have to be there; looked after every so often. */
-const timeouts = { headersTimeout: 10_000, requestTimeout: 20_000, connectionsCheckingInterval: 2000 }
+const timeouts = { headersTimeout: 10_000, requestTimeout: 20_000, connectionsCheckingInterval: 5000 }
 
 // What Node says of a request that never became one, in the form of all our errors.
 const broken: Readonly<Record<string, readonly [status: string, error: string]>> = {

@@ -24,7 +24,7 @@ export const signatureOf = (url: string) =>
 
 export const startAutoscaler = async () => {
   const listeners = new Set<(report: Report) => void>()
-  const server = createServer(async (request, response) => {
+  const server = createServer({ keepAliveTimeout: 75000 }, async (request, response) => {
     const path = request.url ?? ""
     // Reports that nobody listens to are not even kept, because under load they come by the thousands on a core that others need.
     const chunks: Array<Buffer> = []
