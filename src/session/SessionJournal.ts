@@ -161,7 +161,7 @@ const connect = ({ DatabaseSync }: Sqlite, file: string) => {
   try {
     const pragma = (name: string) => Object.values(db.prepare(`PRAGMA ${name}`).get() ?? {})[0]
     // Another worker of this name may still be alive: whoever holds the file first, holds it alone.
-    db.exec("PRAGMA locking_mode = EXCLUSIVE; PRAGMA journal_mode = WAL; PRAGMA synchronous = OFF")
+    db.exec("PRAGMA locking_mode = EXCLUSIVE; PRAGMA journal_mode = WAL; PRAGMA synchronous = OFF; PRAGMA cache_size = -128")
     if (pragma("schema_version") === 0) {
       db.exec(`
         BEGIN;

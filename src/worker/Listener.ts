@@ -111,7 +111,7 @@ export const layerNode: Layer.Layer<Listener> = Layer.succeed(Listener, {
     const { serve } = yield* NodeHttpServer.make(() => server, { ...address, gracefulShutdownTimeout: grace })
     yield* Effect.addFinalizer(() => Effect.sync(() => server.closeAllConnections()))
     yield* serve(guarded(app))
-    // No other protocol is spoken here: who asks for one is answered in HTTP.
+    // No other protocol is spoken here: who asks for one is answered in HTTP. (So the build leaves out `ws`, for 0.7 MB.)
     server.removeAllListeners("upgrade")
     const limit = yield* MaxBodySize
     const [theLongWay] = server.listeners("request") as [RequestListener]

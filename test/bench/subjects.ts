@@ -76,7 +76,8 @@ export interface Subject {
   readonly program: (folder: string) => Program
 }
 
-const ourCommand = { command: node, args: [command, "worker"] }
+// With the flag that start_server.sh and `npm start` give it.
+const ourCommand = { command: node, args: ["--max-semi-space-size=8", command, "worker"] }
 
 export const ours: Subject = { name: "ours", reports: true, signed: false, program: () => ourCommand }
 
