@@ -25,6 +25,9 @@ createServer((request, response) => {
   })
   request.on("end", () => {
     const [status, body] = routes[request.url](JSON.parse(text))
-    response.writeHead(status, { "content-type": "application/json" }).end(JSON.stringify(body))
+    const answer = JSON.stringify(body)
+    // Without a length the answer would go out in chunks, and cost a tenth more.
+    const headers = { "content-type": "application/json", "content-length": Buffer.byteLength(answer) }
+    response.writeHead(status, headers).end(answer)
   })
 }).listen(Number(process.env.WORKER_PORT), "127.0.0.1")
