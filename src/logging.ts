@@ -7,24 +7,31 @@ import * as Formatter from "effect/Formatter"
 import { CurrentRedactedNames } from "effect/http/UrlParams"
 import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
-import * as Predicate from "effect/Predicate"
 import * as References from "effect/References"
 import { type ConfigRefused, logConfig } from "./config.ts"
 
 const plain = /^[^\s"=]*$/
 
+const textOf = (value: unknown) => (typeof value === "string" ? value : Formatter.format(value, { space: 0 }))
+
 const quoted = (value: unknown) => {
   if (typeof value === "number") return String(value)
-  const text = typeof value === "string" ? value : Formatter.format(value, { space: 0 })
+  const text = textOf(value)
   return plain.test(text) ? text : JSON.stringify(text)
 }
 
-/** An event's message, and its fields: what it was annotated with, and the objects that were logged beside the message. */
+const isFields = (value: unknown): value is Record<string, unknown> =>
+  typeof value === "object" && value !== null && Object.getPrototypeOf(value) === Object.prototype
+
+/** An event's message, and its fields: what it was annotated with, and the plain objects that were logged beside the message. */
 const parts = ({ fiber, message }: Logger.Options<unknown>) => {
-  const [words, ...details] = Array.isArray(message) ? message : [message]
-  const fields: Record<string, unknown> = { ...fiber.getRef(References.CurrentLogAnnotations) }
-  for (const detail of details) Object.assign(fields, Predicate.isReadonlyObject(detail) ? detail : { detail })
-  return { message: words, fields }
+  const all = Array.isArray(message) ? message : [message]
+  const fields: Record<string, unknown> = Object.assign(
+    { ...fiber.getRef(References.CurrentLogAnnotations) },
+    ...all.filter(isFields)
+  )
+  const words = all.filter((part) => !isFields(part))
+  return { message: words.length === 1 ? textOf(words[0]) : words.map(textOf).join(" "), fields }
 }
 
 // In the form of `Logger.formatLogFmt`. That one tries every name and value against patterns, and writing a session's two lines

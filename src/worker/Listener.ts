@@ -113,6 +113,7 @@ export const layerNode: Layer.Layer<Listener> = Layer.succeed(Listener, {
     yield* serve(guarded(app))
     // No other protocol is spoken here: who asks for one is answered in HTTP. (So the build leaves out `ws`, for 0.7 MB.)
     server.removeAllListeners("upgrade")
+    // What Effect's server has registered becomes what is left of the requests when the shortcut has taken its own.
     const limit = yield* MaxBodySize
     const [theLongWay] = server.listeners("request") as [RequestListener]
     server.off("request", theLongWay)
