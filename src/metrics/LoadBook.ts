@@ -39,12 +39,14 @@ export interface LoadBook {
   sums: Sums
   requestsReceived: number
   readonly working: Set<Work>
+  /** Those of the working that are no sessions: few, however many sessions are open. */
+  readonly queued: Set<Work>
   readonly deleting: Array<Deletion>
 }
 
 const nothing: Sums = { received: 0, cancelled: 0, rejected: 0, served: 0 }
 
-export const empty = (): LoadBook => ({ sums: nothing, requestsReceived: 0, working: new Set(), deleting: [] })
+export const empty = (): LoadBook => ({ sums: nothing, requestsReceived: 0, working: new Set(), queued: new Set(), deleting: [] })
 
 const add = (a: Sums, b: Partial<Sums>): Sums => ({
   received: a.received + (b.received ?? 0),
@@ -59,11 +61,13 @@ export const begin = (book: LoadBook, work: Work): void => {
   if (work.kind === "request in session") return
   book.requestsReceived += 1
   book.working.add(work)
+  if (work.kind === "request") book.queued.add(work)
 }
 
 /** Work under way has ended. */
 export const finish = (book: LoadBook, work: Work, status: "Success" | "Cancelled" | "Error"): void => {
   book.working.delete(work)
+  book.queued.delete(work)
   if (status === "Success") book.sums = add(book.sums, { served: work.workload })
   if (status === "Cancelled") book.sums = add(book.sums, { cancelled: work.workload })
 }
@@ -123,4 +127,4 @@ const sum = (works: Iterable<Work>): number => {
 export const currentLoad = (book: LoadBook): number => sum(book.working)
 
 /** The load of the requests under way that are no sessions: what a new request has to wait for. */
-export const queuedLoad = (book: LoadBook): number => sum(Array.from(book.working).filter((work) => work.kind === "request"))
+export const queuedLoad = (book: LoadBook): number => sum(book.queued)

@@ -143,8 +143,9 @@ const serve = <P, R>(
       })
 
       const mayWait = Effect.fnUntraced(function* (work: Work) {
+        if (options.maxQueueTime === undefined) return
         const seconds = yield* reporter.queueTime
-        if (options.maxQueueTime === undefined || seconds <= options.maxQueueTime) return
+        if (seconds <= options.maxQueueTime) return
         yield* reporter.reject(work)
         return yield* new QueueTooLong({ seconds })
       })

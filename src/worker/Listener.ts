@@ -59,8 +59,11 @@ const grace = "1 second"
  */
 const keepAliveTimeout = 75_000
 
-/** Milliseconds within which a request's headers, and all of it, have to be there; looked after every so often. */
-const timeouts = { headersTimeout: 10_000, requestTimeout: 20_000, connectionsCheckingInterval: 5000 }
+/** Milliseconds within which a request's headers, and all of it, have to be there. */
+const timeouts = { headersTimeout: 10_000, requestTimeout: 20_000 }
+
+// To look after them wakes an idle worker. Nobody but the instance itself can be slow on loopback.
+const checkEvery = (host: string | undefined) => (host === loopback ? 60_000 : 5000)
 
 // What Node says of a request that never became one, in the form of all our errors.
 const broken: Readonly<Record<string, readonly [status: string, error: string]>> = {
@@ -97,7 +100,8 @@ export const layerNode: Layer.Layer<Listener> = Layer.succeed(Listener, {
   listen: Effect.fnUntraced(function* (app, { tls, ...address }, direct) {
     const server = yield* Effect.try({
       try: (): Server => {
-        const options = { ...timeouts, keepAliveTimeout, requireHostHeader: false }
+        const connectionsCheckingInterval = checkEvery(address.host)
+        const options = { ...timeouts, connectionsCheckingInterval, keepAliveTimeout, requireHostHeader: false }
         return tls === undefined ? createServer(options) : createTlsServer({ ...tls, ...options })
       },
       catch: (cause) => new ServeError({ cause })
