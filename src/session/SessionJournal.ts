@@ -88,7 +88,7 @@ const retryAfter = 10
 /** The rows as they should be, and a disk that follows them as well as it can. */
 const make = (left: ReadonlyArray<Row>, disk: Disk): SessionJournal["Service"] => {
   // No Map: a table that it has outgrown refers to its successor, with all that was in it then. Once one of these is old, each
-  // minor collection takes whatever has come and gone since to be alive: that was four times the pauses under load.
+  // minor collection takes whatever has come and gone since to be alive.
   const rows: Record<string, Row> = Object.create(null)
   for (const row of left) rows[row.id] = row
   let behindSince: number | undefined
